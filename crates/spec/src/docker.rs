@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The healthcheck of an image or container; durations in nanoseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct Healthcheck {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub test: Vec<String>,
@@ -25,7 +25,7 @@ pub struct Healthcheck {
     pub retries: i64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
 }
@@ -37,7 +37,7 @@ pub struct Empty {}
 /// What runs: the `Config` object of `docker inspect`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct ContainerConfig {
     pub hostname: String,
     pub domainname: String,
@@ -72,7 +72,7 @@ pub struct ContainerConfig {
 /// How it runs here: the `HostConfig` object of `docker inspect`. Bytes, nano-CPUs, microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct HostConfig {
     /// `source:destination[:options]`, as `-v` takes it.
     pub binds: Option<Vec<String>>,
@@ -157,7 +157,7 @@ pub struct LogConfig {
 /// A published port's end on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct PortBinding {
     pub host_ip: String,
     pub host_port: String,
@@ -176,7 +176,7 @@ pub struct RestartPolicy {
 /// A mount as `--mount` asks for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct MountRequest {
     /// `bind`, `volume` or `tmpfs`.
     #[serde(rename = "Type")]
@@ -197,7 +197,7 @@ pub struct MountRequest {
 /// Options of a bind mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct BindOptions {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub propagation: String,
@@ -211,7 +211,7 @@ pub struct BindOptions {
 /// Options of a volume mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct VolumeOptions {
     /// Do not copy the image's content into a new volume.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -225,7 +225,7 @@ pub struct VolumeOptions {
 /// Options of a tmpfs mount; `size_bytes` in bytes, `mode` as permission bits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct TmpfsOptions {
     #[serde(skip_serializing_if = "is_zero")]
     pub size_bytes: i64,
@@ -236,7 +236,7 @@ pub struct TmpfsOptions {
 /// A host device made visible.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct DeviceMapping {
     pub path_on_host: String,
     pub path_in_container: String,
@@ -247,7 +247,7 @@ pub struct DeviceMapping {
 /// A resource limit, by its name without `RLIMIT_` in lower case; -1 is unlimited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct Ulimit {
     pub name: String,
     pub hard: i64,
@@ -257,7 +257,7 @@ pub struct Ulimit {
 /// A mount that a container has: one entry of `Mounts` in `docker inspect`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by Docker's API reference")]
+#[expect(missing_docs, reason = "named and explained by Docker's API reference")]
 pub struct MountPoint {
     #[serde(rename = "Type")]
     pub kind: String,

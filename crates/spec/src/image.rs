@@ -9,7 +9,7 @@ use crate::docker::{Empty, Healthcheck};
 use crate::{Digest, Platform};
 
 /// Media types that occur in the wild.
-#[allow(missing_docs, reason = "the names are the specification's")]
+#[expect(missing_docs, reason = "the names are the specification's")]
 pub mod media_type {
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -26,7 +26,7 @@ pub mod media_type {
 /// Points to content: what it is, its digest, its size in bytes (descriptor.md).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct Descriptor {
     #[serde(default)]
     pub media_type: String,
@@ -43,7 +43,7 @@ pub struct Descriptor {
 /// One image for one platform (manifest.md; Docker's schema 2).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct Manifest {
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,7 +57,7 @@ pub struct Manifest {
 /// Several images, usually one per platform (image-index.md; Docker's manifest list).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct Index {
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ pub struct Index {
 /// digest depends on them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct ImageConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
@@ -96,7 +96,7 @@ pub struct ImageConfig {
 /// What to run and how: the `config` object of an image configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct ExecutionConfig {
     #[serde(
         skip_serializing_if = "String::is_empty",
@@ -132,7 +132,7 @@ pub struct ExecutionConfig {
 
 /// The layers' digests of their uncompressed tars, bottom first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
@@ -151,7 +151,7 @@ impl Default for RootFs {
 /// How a layer came to be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs, reason = "named and explained by the specification")]
+#[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct History {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,

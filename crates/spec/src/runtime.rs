@@ -19,7 +19,7 @@ macro_rules! spec_types {
         $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
-        pub struct $name { $( $(#[$fmeta])* #[allow(missing_docs, reason = "named and explained by the specification")] pub $field: $ty ),* }
+        pub struct $name { $( $(#[$fmeta])* #[expect(missing_docs, reason = "named and explained by the specification")] pub $field: $ty ),* }
     )* };
 }
 

@@ -1,1 +1,13 @@
-//! .
+//! **The only `unsafe` of Knarr**: one typed wrapper per system call that rustix lacks.
+//!
+//! Each wrapper does one call, takes and gives owned or borrowed file descriptors, and fails with
+//! a [`Failure`] that names the call. No policy, no paths of its own, no allocation where a caller
+//! between `clone3` and `execve` needs it (each such function says so).
+
+pub mod clone;
+mod failure;
+pub mod mount;
+pub mod process;
+
+pub use failure::{Failure, Result};
+pub use rustix;
