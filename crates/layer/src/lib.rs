@@ -1,1 +1,34 @@
-//! .
+//! Layers: an exact tar and an index that lets the kernel mount it without unpacking.
+//!
+//! Owns the tar format ([`tar`]), what a layer's members mean as a file tree ([`tree`]: OCI
+//! whiteouts, hardlinks, duplicates, missing parents), the EROFS index whose extents point into the
+//! tar ([`erofs`]), and where layers are kept ([`Store`], [`Ingest`]):
+//!
+//! ```text
+//! <data>/layers/sha256/<id>/layer.tar     the uncompressed tar, byte for byte: its SHA-256 is the diff ID
+//!                           index.erofs   inodes, directories, xattrs; file data = block numbers in layer.tar
+//!                           layer.json    what it is (versioned)
+//!                           tree/         only where the overlay driver unpacked it
+//! <data>/layers/.<random>/                an ingest in flight, holding the lock on its file `lock`
+//! ```
+//!
+//! `<id>` is the layer's diff ID where its index is a function of the tar alone; otherwise (members
+//! whose parent folders are not in the tar, hardlinks to files of a lower layer) the chain ID.
+//!
+//! It never decompresses, never talks to a network, never decides which layers an image has, and
+//! never lets a member's path lead anywhere: members become nodes of an in-memory tree, not files.
+//!
+//! Invariants: a published layer folder is complete and never changes (but for `tree/`, which
+//! appears by one rename); `layer.tar` hashes to `diff_id`; the same tar over the same parents gives
+//! the same index, bit for bit.
+
+pub mod erofs;
+mod error;
+mod ingest;
+pub mod store;
+pub mod tar;
+pub mod tree;
+
+pub use error::{Error, Result};
+pub use ingest::Ingest;
+pub use store::{Contents, Layer, LayerId, Store};
