@@ -4,10 +4,12 @@
 //! a [`Failure`] that names the call. No policy, no paths of its own, no allocation where a caller
 //! between `clone3` and `execve` needs it (each such function says so).
 
+pub mod bpf;
 pub mod clone;
 mod failure;
 pub mod mount;
 pub mod process;
+pub mod seccomp;
 
 pub use failure::{Failure, Result};
 pub use rustix;

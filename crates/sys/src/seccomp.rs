@@ -44,6 +44,11 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
+    /// From raw bits, as they were stored.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// The raw bits.
     pub const fn bits(self) -> u32 {
         self.0

@@ -1,0 +1,1 @@
+//! Control files: short texts, read and written in one go.
