@@ -18,6 +18,7 @@ mod digest;
 pub mod docker;
 mod id;
 pub mod image;
+pub mod manifest;
 mod platform;
 mod reference;
 pub mod runtime;

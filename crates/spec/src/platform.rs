@@ -64,13 +64,34 @@ impl Platform {
         }
     }
 
-    /// Whether an image for `self` is what a user who asked for `wanted` means.
+    /// Whether an image for `self` runs for a user who asked for `wanted`.
     pub fn satisfies(&self, wanted: &Self) -> bool {
+        self.rank(wanted).is_some()
+    }
+}
+
+impl Platform {
+    /// How well an image for `self` serves a user who asked for `wanted`: `None` not at all, 0
+    /// exactly, more where a lower variant of the same architecture stands in (arm v7 runs v6;
+    /// amd64 v3 runs v2), as containerd chooses.
+    pub fn rank(&self, wanted: &Self) -> Option<u32> {
         let norm = |p: &Self| Self::new(&p.os, &p.architecture, p.variant.as_deref());
         let (have, want) = (norm(self), norm(wanted));
-        have.os == want.os
-            && have.architecture == want.architecture
-            && (have.variant == want.variant || want.variant.is_none())
+        if have.os != want.os || have.architecture != want.architecture {
+            return None;
+        }
+        if have.variant == want.variant {
+            return Some(0);
+        }
+        // amd64 without a variant is v1, arm64 is v8.
+        let level = |p: &Self| match (&p.variant, p.architecture.as_str()) {
+            (Some(variant), _) => variant.strip_prefix('v')?.parse::<u32>().ok(),
+            (None, "amd64") => Some(1),
+            (None, "arm64") => Some(8),
+            (None, _) => None,
+        };
+        let (have, want) = (level(&have)?, level(&want)?);
+        want.checked_sub(have)
     }
 }
 
@@ -112,6 +133,28 @@ impl FromStr for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lower_variant_stands_in_for_a_higher_one() {
+        let parse = |text: &str| text.parse::<Platform>().unwrap();
+        for (have, wanted, rank) in [
+            ("linux/amd64", "linux/amd64", Some(0)),
+            ("linux/amd64/v1", "linux/amd64", Some(0)),
+            ("linux/amd64", "linux/amd64/v3", Some(2)),
+            ("linux/amd64/v2", "linux/amd64", None),
+            ("linux/arm/v6", "linux/arm/v7", Some(1)),
+            ("linux/arm/v7", "linux/arm/v6", None),
+            ("linux/arm64/v8", "linux/arm64", Some(0)),
+            ("linux/386", "linux/amd64", None),
+            ("windows/amd64", "linux/amd64", None),
+        ] {
+            assert_eq!(
+                parse(have).rank(&parse(wanted)),
+                rank,
+                "{have} for {wanted}"
+            );
+        }
+    }
 
     #[test]
     fn platforms_are_normalized() {
