@@ -1,1 +1,51 @@
-//! .
+//! Containers and volumes: what Docker's words mean here, decided, written down and carried out.
+//!
+//! Owns `container.json` and `volume.json`, names, leases of user id ranges, and the pure step from
+//! Docker's configuration to an OCI one (module `spec`). It asks the image store for layers, hands a
+//! finished plan to a monitor per container and keeps nothing running itself: an [`Engine`] is two
+//! paths and some parsed facts, as cheap as a function call.
+//!
+//! It never prints, never draws a progress bar, never forks with threads running, and never
+//! executes a program of a container outside of it.
+//!
+//! ```text
+//! <data>/containers/<id>/       container.json upper/ work/ logs/ hosts resolv.conf hostname
+//! <data>/ephemeral/<id>/        upper/ work/ of a --rm container (on disk, but never synced)
+//! <data>/names/<name>           symlink to the id, of both kinds of containers
+//! <data>/volumes/<name>/        volume.json data/
+//! <data>/userns/<start>         symlink to the id that leases these 65536 ids
+//! <run>/boot-id                 which boot the run root belongs to
+//! <run>/containers/<id>/        lock state.json monitor.sock …; container.json of a --rm container
+//! ```
+//!
+//! Invariants:
+//! - A container exists once its folder has its final name: everything before is in a `.tmp-` folder.
+//! - Only the holder of `<run>/containers/<id>/lock` changes a container or rolls it back.
+//! - What an image says (its labels, its volumes, its user) never becomes what Knarr does.
+
+mod container;
+mod copy;
+mod engine;
+mod error;
+mod exec;
+mod list;
+mod logs;
+mod session;
+mod settings;
+mod system;
+mod volume;
+
+pub use container::{
+    CreateRequest, Created, RemoveOptions, StartOptions, StopOptions, WaitCondition,
+};
+pub use copy::{CopyEnd, CopyOptions};
+pub use engine::Engine;
+pub use error::{Error, Result};
+pub use exec::ExecRequest;
+pub use knarr_image as image;
+pub use list::{Filters, ListOptions, Listing, Status, Summary};
+pub use logs::{LogLine, LogOptions};
+pub use session::{Ended, OnSignal, Session, Streams};
+pub use settings::Settings;
+pub use system::{Change, ChangeKind, Pruned, Stats, StatsReader, Top};
+pub use volume::{Volume, VolumeCreate};
