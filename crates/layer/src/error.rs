@@ -2,8 +2,9 @@
 
 use knarr_diag::{Class, Explain};
 use knarr_spec::Digest;
+use rustix::io::Errno;
 
-use crate::{erofs, store::LayerId, tar, tree};
+use crate::{driver, erofs, store::LayerId, tar, tree};
 
 /// What this crate's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -39,9 +40,47 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A mount could not be made.
+    #[error("cannot mount {what}{}", KernelSays(.kernel))]
+    Mount {
+        /// What was to be mounted.
+        what: String,
+        /// What the kernel said about it, where it said something.
+        kernel: Option<String>,
+        /// The call that failed.
+        #[source]
+        cause: knarr_sys::Failure,
+    },
+    /// The overlay driver has not unpacked the layer yet.
+    #[error("layer {0} has not been unpacked for the overlay driver")]
+    NotPrepared(LayerId),
+    /// No way to mount layers works here.
+    #[error("this machine cannot mount layers below {}", data_root.display())]
+    NoDriver {
+        /// Where layers are kept.
+        data_root: std::path::PathBuf,
+        /// Why the last driver failed, which is the one that needs least.
+        #[source]
+        last: Box<Error>,
+    },
+    /// `KNARR_DRIVER` names no driver.
+    #[error("KNARR_DRIVER cannot be followed")]
+    UnknownDriver(#[source] driver::NoSuchDriver),
     /// A file operation failed.
     #[error(transparent)]
     Fs(#[from] knarr_fs::Error),
+}
+
+/// The kernel's own words in parentheses, or nothing.
+struct KernelSays<'a>(&'a Option<String>);
+
+impl std::fmt::Display for KernelSays<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(message) => write!(f, " (the kernel says: {message})"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl From<tar::Error> for Error {
@@ -70,6 +109,17 @@ impl Explain for Error {
             Self::Erofs(error) => error.class(),
             Self::DigestMismatch { .. } | Self::Damaged { .. } => Class::Corrupt,
             Self::NotFound(_) => Class::NotFound,
+            Self::Mount { cause, .. } => match cause.errno {
+                Errno::PERM | Errno::ACCESS => Class::Denied,
+                Errno::NOSPC | Errno::NOMEM | Errno::MFILE | Errno::NFILE => Class::Exhausted,
+                Errno::NOENT => Class::NotFound,
+                Errno::BUSY => Class::Busy,
+                Errno::UCLEAN | Errno::IO => Class::Corrupt,
+                _ => Class::Unsupported,
+            },
+            Self::NotPrepared(_) => Class::NotFound,
+            Self::NoDriver { .. } => Class::Unsupported,
+            Self::UnknownDriver(_) => Class::Invalid,
             Self::Fs(error) => error.class(),
         }
     }
@@ -82,6 +132,10 @@ impl Explain for Error {
             Self::DigestMismatch { .. } => "layer-digest-mismatch",
             Self::Damaged { .. } => "layer-damaged",
             Self::NotFound(_) => "layer-not-found",
+            Self::Mount { .. } => "mount-failed",
+            Self::NotPrepared(_) => "layer-not-unpacked",
+            Self::NoDriver { .. } => "no-layer-driver",
+            Self::UnknownDriver(_) => "unknown-layer-driver",
             Self::Fs(error) => error.code(),
         }
     }
@@ -94,6 +148,23 @@ impl Explain for Error {
             ),
             Self::Damaged { .. } => Some("remove the image and pull or load it again".to_owned()),
             Self::NotFound(_) => Some("pull or load the image again".to_owned()),
+            Self::Mount { cause, .. } => match cause.errno {
+                Errno::PERM => Some("mounting needs root (CAP_SYS_ADMIN)".to_owned()),
+                // mount(2): the limit on mounts answers with "no space left on device".
+                Errno::NOSPC => Some("raise /proc/sys/fs/mount-max".to_owned()),
+                Errno::UCLEAN => Some("remove the image and pull or load it again".to_owned()),
+                _ => None,
+            },
+            Self::NotPrepared(_) => Some("pull or load the image again".to_owned()),
+            Self::NoDriver { .. } => Some(
+                "run as root, with a data root (`--root DIR`) on ext4, xfs or btrfs, and the \
+                 kernel modules erofs and overlay"
+                    .to_owned(),
+            ),
+            Self::UnknownDriver(_) => Some(format!(
+                "the drivers are {}",
+                driver::Driver::ALL.map(driver::Driver::name).join(", ")
+            )),
             Self::Fs(error) => error.hint(),
             Self::Tar(_) | Self::Tree(_) | Self::Erofs(_) => None,
         }

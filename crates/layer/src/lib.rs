@@ -22,13 +22,21 @@
 //! appears by one rename); `layer.tar` hashes to `diff_id`; the same tar over the same parents gives
 //! the same index, bit for bit.
 
+mod changes;
+pub mod driver;
 pub mod erofs;
 mod error;
 mod ingest;
+mod mount;
+mod rootfs;
 pub mod store;
 pub mod tar;
 pub mod tree;
 
+pub use changes::{Change, ChangeKind, changes};
+pub use driver::{Driver, Snapshotter};
 pub use error::{Error, Result};
 pub use ingest::Ingest;
+pub use mount::{HeldLayer, Mounted, mount};
+pub use rootfs::{Base, IdMap, LayerPaths, Rootfs, Upper};
 pub use store::{Contents, Layer, LayerId, Store};
