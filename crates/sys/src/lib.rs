@@ -7,9 +7,14 @@
 pub mod bpf;
 pub mod clone;
 mod failure;
+pub mod loopdev;
+pub mod heap;
 pub mod mount;
+pub mod pidfd;
+pub mod namespace;
 pub mod process;
 pub mod seccomp;
+pub mod spawn;
 
 pub use failure::{Failure, Result};
 pub use rustix;
