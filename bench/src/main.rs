@@ -1,2 +1,100 @@
-//! .
-fn main() {}
+//! `cargo x bench [WHAT]`: Knarr beside its peers, alternately, in one run.
+//!
+//! Only the ratios mean anything: they are taken on the same machine within the same minutes. The
+//! peers are Debian's docker.io and podman on sockets and folders of the benchmark's own, everything
+//! in a network and mount namespace of its own that ends with it.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people"
+)]
+
+mod engine;
+mod load;
+mod memory;
+mod sample;
+mod start;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+
+use engine::Engines;
+
+const USAGE: &str = "\
+cargo x bench [WHAT]...
+
+  run      run --rm --network none busybox true, hot and cold
+  exec     exec true in a running container, hot and cold
+  ps       ps with 200 containers
+  start    100 starts one after the other, and 32 at a time
+  memory   private memory (PSS) per idle container, 200 of them
+  load     load and rmi of an image of about 850 MB and 50,000 files
+
+Without WHAT: run and exec.";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if std::env::var_os("KNARR_BENCH_INSIDE").is_none() {
+        return enter_namespaces(&args);
+    }
+    let what: Vec<&str> = if args.is_empty() {
+        vec!["run", "exec"]
+    } else {
+        args.iter().map(String::as_str).collect()
+    };
+    if let Some(unknown) = what
+        .iter()
+        .find(|w| !["run", "exec", "ps", "start", "memory", "load"].contains(w))
+    {
+        bail!("`{unknown}` is not a benchmark\n\n{USAGE}");
+    }
+    println!(
+        "load average before: {}",
+        std::fs::read_to_string("/proc/loadavg")?.trim()
+    );
+    let engines = Engines::start()?;
+    for what in what {
+        println!("\n== {what}");
+        match what {
+            "run" => start::run(&engines)?,
+            "exec" => start::exec(&engines)?,
+            "ps" => start::ps(&engines)?,
+            "start" => start::many(&engines)?,
+            "memory" => memory::idle(&engines)?,
+            _ => load::load(&engines)?,
+        }
+    }
+    Ok(())
+}
+
+/// Runs this program again in private network and mount namespaces, with loopback up.
+fn enter_namespaces(args: &[String]) -> Result<()> {
+    let status = Command::new("unshare")
+        .args([
+            "--net",
+            "--mount",
+            "sh",
+            "-c",
+            "ip link set lo up; exec \"$0\" \"$@\"",
+        ])
+        .arg(std::env::current_exe()?)
+        .args(args)
+        .env("KNARR_BENCH_INSIDE", "1")
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("the benchmark failed: {status}")
+    }
+}

@@ -130,7 +130,6 @@ fn wrong_words_are_told_with_the_right_ones() -> Result<()> {
 #[test]
 fn without_root_the_way_is_shown() -> Result<()> {
     use std::os::unix::process::CommandExt as _;
-    let knarr = Knarr::new()?;
     // The checkout may be where others cannot look.
     let copy = std::env::temp_dir().join(format!("knarr-rootless-{}", std::process::id()));
     std::fs::create_dir_all(&copy)?;

@@ -1,15 +1,18 @@
 //! SIGKILL at every named point, then one call on the object: nothing is left that nobody owns.
 //!
-//! One test, so that nothing else of Knarr's runs while the machine's leftovers are compared.
+//! The tests here take turns: nothing else of Knarr's may run while leftovers are compared.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use knarr_testkit::{Knarr, eventually, leftovers, wait_for};
+
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Every `failpoint!("…")` in the sources: a new one is in the matrix without being listed here.
 fn points() -> Result<BTreeSet<String>> {
@@ -77,6 +80,7 @@ fn armed(knarr: &Knarr, point: &str, args: &[&str]) -> Result<()> {
 
 #[test]
 fn a_kill_at_any_point_leaves_nothing_behind() -> Result<()> {
+    let _turn = TURN.lock();
     let knarr = Knarr::with_busybox()?;
     let points = points()?;
     assert!(points.len() >= 10, "the matrix is empty: {points:?}");
@@ -178,6 +182,7 @@ fn nothing_left(knarr: &Knarr, clean: &BTreeSet<String>) -> Result<()> {
 
 #[test]
 fn a_killed_monitor_is_replaced_and_the_container_lives() -> Result<()> {
+    let _turn = TURN.lock();
     let knarr = Knarr::with_busybox()?;
     let id = knarr.ok([
         "run",

@@ -1,0 +1,190 @@
+//! Knarr, docker and podman, each on folders of its own, all with the same busybox image.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use knarr_testkit::{binary, fixture, target, wait_for};
+
+/// One container engine's command line.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    /// `knarr`, `docker` or `podman`.
+    pub(crate) name: &'static str,
+    program: PathBuf,
+    globals: Vec<String>,
+    /// What `run` and `create` need here on top.
+    extra: &'static [&'static str],
+}
+
+impl Engine {
+    /// A command line, not started, output thrown away.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.globals);
+        match args.split_first() {
+            Some((verb, rest)) if matches!(*verb, "run" | "create") => {
+                command.arg(verb).args(self.extra).args(rest);
+            }
+            _ => {
+                command.args(args);
+            }
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it; fails if it fails.
+    pub(crate) fn ok(&self, args: &[&str]) -> Result<()> {
+        let output = self
+            .command(args)
+            .output()
+            .with_context(|| format!("cannot run {}", self.name))?;
+        ensure!(
+            output.status.success(),
+            "{} {args:?} failed: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+/// All three. Dropping ends the daemon and removes every folder.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    /// Knarr first: ratios are to it.
+    pub(crate) all: Vec<Engine>,
+    dockerd: Child,
+    dir: PathBuf,
+}
+
+impl Engines {
+    /// Starts dockerd, gives every engine the image.
+    pub(crate) fn start() -> Result<Self> {
+        let dir = target().join("bench").join(std::process::id().to_string());
+        std::fs::create_dir_all(&dir)?;
+        let at = |name: &str| dir.join(name).display().to_string();
+        let socket = format!("unix://{}", at("docker.sock"));
+        let dockerd = Command::new("unshare")
+            .args([
+                "--net",
+                "sh",
+                "-c",
+                "ip link set lo up; exec \"$0\" \"$@\"",
+                "dockerd",
+            ])
+            .args([
+                "--data-root",
+                &at("docker/data"),
+                "--exec-root",
+                &at("docker/exec"),
+            ])
+            .args(["--pidfile", &at("docker.pid"), "-H", &socket])
+            .args([
+                "--bridge=none",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+            ])
+            .args(["--storage-driver", "overlay2", "--log-level", "error"])
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("dockerd.log"))?)
+            .spawn()
+            .context("cannot start dockerd")?;
+        let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
+        let all = vec![
+            Engine {
+                name: "knarr",
+                program: binary("knarr"),
+                globals: owned(&["--root", &at("knarr/data"), "--runroot", &at("knarr/run")]),
+                extra: &["--network", "none"],
+            },
+            Engine {
+                name: "docker",
+                program: PathBuf::from("/usr/bin/docker"),
+                globals: owned(&["-H", &socket]),
+                extra: &["--network", "none"],
+            },
+            Engine {
+                name: "podman",
+                program: PathBuf::from("podman"),
+                globals: owned(&[
+                    "--root",
+                    &at("podman/data"),
+                    "--runroot",
+                    &at("podman/run"),
+                    "--tmpdir",
+                    &at("podman/tmp"),
+                    "--cgroup-manager",
+                    "cgroupfs",
+                    "--storage-driver",
+                    "overlay",
+                    "--events-backend",
+                    "file",
+                    "--runtime",
+                    "runc",
+                    "--log-level",
+                    "error",
+                ]),
+                // Its default rlimits need CAP_SYS_RESOURCE.
+                extra: &["--network", "none", "--ulimit", "host"],
+            },
+        ];
+        let engines = Self { all, dockerd, dir };
+        let image = fixture::busybox_image()?;
+        let image = image.to_str().context("odd path")?;
+        for engine in &engines.all {
+            let up = wait_for(Duration::from_secs(30), || {
+                let version = engine.command(&["version"]).output().ok()?;
+                version.status.success().then_some(())
+            });
+            ensure!(up.is_some(), "{} does not answer", engine.name);
+            engine.ok(&["load", "-i", image])?;
+            // The first start fills caches that every later one has.
+            engine.ok(&["run", "--rm", "busybox", "true"])?;
+        }
+        Ok(engines)
+    }
+
+    /// Removes the containers whose names start with a prefix and a number below `count`.
+    pub(crate) fn remove(&self, prefix: &str, count: usize) -> Result<()> {
+        let names: Vec<String> = (0..count).map(|n| format!("{prefix}{n}")).collect();
+        for engine in &self.all {
+            for chunk in names.chunks(20) {
+                let mut args = vec!["rm", "-f"];
+                args.extend(chunk.iter().map(String::as_str));
+                engine.ok(&args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder whose space the engines use.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Engines {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.dir.join("docker.pid")).unwrap_or_default();
+        if let Some(pid) = pid
+            .trim()
+            .parse()
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        }
+        self.dockerd.wait().ok();
+        for engine in self.all.iter().filter(|engine| engine.name == "podman") {
+            engine.ok(&["system", "reset", "-f"]).ok();
+        }
+        std::fs::remove_dir_all(&self.dir).ok();
+    }
+}
