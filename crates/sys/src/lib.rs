@@ -5,6 +5,7 @@
 //! between `clone3` and `execve` needs it (each such function says so).
 
 pub mod bpf;
+pub mod child;
 pub mod clone;
 mod failure;
 pub mod loopdev;

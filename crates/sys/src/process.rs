@@ -133,6 +133,11 @@ impl SignalSet {
         Self(unsafe { set.assume_init() })
     }
 
+    /// For calls in this crate.
+    pub(crate) fn raw(&self) -> *const libc::sigset_t {
+        &raw const self.0
+    }
+
     /// Every signal.
     pub fn full() -> Self {
         let mut set = Self::empty();
