@@ -26,7 +26,7 @@ const INDEX_LIMIT: usize = 10_000;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Document {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// Several.
     Index(Index),
 }
@@ -128,7 +128,7 @@ impl Document {
             limit("manifests", index.manifests.len(), INDEX_LIMIT)?;
             Ok(Self::Index(index))
         } else if image {
-            let manifest: Manifest = serde_json::from_slice(bytes)?;
+            let manifest: Box<Manifest> = serde_json::from_slice(bytes)?;
             limit("layers", manifest.layers.len(), LAYER_LIMIT)?;
             Ok(Self::Manifest(manifest))
         } else {
@@ -265,7 +265,7 @@ mod tests {
                 "ambiguous",
             ),
             (
-                format!(r#"{{"layers":[],"manifests":[]}}"#),
+                r#"{"layers":[],"manifests":[]}"#.to_owned(),
                 "",
                 "ambiguous",
             ),
