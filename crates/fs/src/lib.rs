@@ -20,9 +20,11 @@
 mod error;
 mod failpoint;
 mod file;
+mod inode;
 mod lock;
 mod root;
 mod trash;
+pub mod tree;
 
 pub use error::{Error, Result};
 pub use failpoint::hit as failpoint_hit;
@@ -31,6 +33,7 @@ pub use file::{
     read, read_link, read_to_string, remove_file, remove_tree, rename, rename_durable, symlink,
     sync_dir, write_atomic,
 };
+pub use inode::{Inode, Times, times_of};
 pub use lock::Lock;
 pub use root::Root;
 pub use trash::Trash;
