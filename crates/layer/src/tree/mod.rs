@@ -15,7 +15,7 @@ mod sources;
 use std::collections::BTreeMap;
 
 pub use below::Below;
-pub use build::{Builder, Limits, Needs};
+pub use build::{Builder, Built, Limits, Links};
 pub use error::Error;
 pub use sources::Sources;
 
