@@ -1,1 +1,220 @@
-//! Docker's default profile.
+//! Docker's default profile, as of moby/profiles in 2026: what a container may ask of the kernel.
+//!
+//! Everything not listed fails with EPERM; the groups below say what is allowed, and on what
+//! condition. Names that an architecture does not have are simply not there.
+
+use knarr_spec::runtime::{SeccompAction, SeccompArg, SeccompOperator};
+
+use crate::arch::Arch;
+use crate::profile::{ArchMap, Condition, Profile, Rule};
+
+/// Allowed to all.
+const ALL: &str = "
+    accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown chown32
+    clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64
+    clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2
+    dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
+    epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64
+    fadvise64_64 fallocate fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat
+    fcntl fcntl64 fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstat64
+    fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue futex_time64
+    futex_wait futex_waitv futex_wake futimesat getcpu getcwd getdents getdents64 getegid getegid32
+    geteuid geteuid32 getgid getgid32 getgroups getgroups32 getitimer getpeername getpgid getpgrp
+    getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32 getrlimit
+    get_robust_list getrusage getsid getsockname getsockopt get_thread_area gettid gettimeofday
+    getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init inotify_init1
+    inotify_rm_watch io_cancel ioctl io_destroy io_getevents io_pgetevents io_pgetevents_time64
+    ioprio_get ioprio_set io_setup io_submit ipc kill landlock_add_rule landlock_create_ruleset
+    landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listmount listxattr
+    listxattrat llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise
+    map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock
+    mlock2 mlockall mmap mmap2 mprotect mq_getsetattr mq_notify mq_open mq_timedreceive
+    mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget
+    msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep newfstatat _newselect
+    open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
+    pkey_mprotect poll ppoll ppoll_time64 prctl pread64 preadv preadv2 prlimit64 process_mrelease
+    pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recv
+    recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr removexattrat rename
+    renameat renameat2 restart_syscall riscv_hwprobe rmdir rseq rt_sigaction rt_sigpending
+    rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64
+    rt_tgsigqueueinfo sched_getaffinity sched_getattr sched_getparam sched_get_priority_max
+    sched_get_priority_min sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64
+    sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select
+    semctl semget semop semtimedop semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg
+    sendto setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer
+    setpgid setpriority setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid
+    setreuid32 setrlimit set_robust_list setsid setsockopt set_thread_area set_tid_address setuid
+    setuid32 setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4
+    sigprocmask sigreturn socketcall socketpair splice stat stat64 statfs statfs64 statmount statx
+    symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete
+    timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create
+    timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate
+    truncate64 ugetrlimit umask uname unlink unlinkat uretprobe utime utimensat utimensat_time64
+    utimes vfork vmsplice wait4 waitid waitpid write writev
+";
+
+/// Allowed with a capability in the bounding set.
+const WITH_CAPABILITY: [(&str, &str); 14] = [
+    ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
+    (
+        "CAP_SYS_ADMIN",
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie \
+         lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount \
+         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog \
+         umount umount2 unshare",
+    ),
+    ("CAP_SYS_BOOT", "reboot"),
+    ("CAP_SYS_CHROOT", "chroot"),
+    ("CAP_SYS_MODULE", "delete_module init_module finit_module"),
+    ("CAP_SYS_PACCT", "acct"),
+    (
+        "CAP_SYS_PTRACE",
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
+    ("CAP_SYS_RAWIO", "iopl ioperm"),
+    (
+        "CAP_SYS_TIME",
+        "settimeofday stime clock_settime clock_settime64",
+    ),
+    ("CAP_SYS_TTY_CONFIG", "vhangup"),
+    (
+        "CAP_SYS_NICE",
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ),
+    ("CAP_SYSLOG", "syslog"),
+    ("CAP_BPF", "bpf"),
+    ("CAP_PERFMON", "perf_event_open"),
+];
+
+/// Allowed on an architecture (Go's and libseccomp's words for it).
+const ON_ARCHITECTURE: [(&[&str], &str); 6] = [
+    (&["ppc64le"], "sync_file_range2 swapcontext"),
+    (
+        &["arm", "arm64"],
+        "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
+    ),
+    (&["amd64", "x32"], "arch_prctl"),
+    (&["amd64", "x32", "x86"], "modify_ldt"),
+    (
+        &["s390", "s390x"],
+        "s390_pci_mmio_read s390_pci_mmio_write s390_runtime_instr",
+    ),
+    (&["riscv64"], "riscv_flush_icache"),
+];
+
+/// Address families of socket(2) from 12 on that are allowed; all below are. What is left out:
+/// NETBEUI to VSOCK's neighbours of little use and much code, among them 38 (ALG) and 40 (VSOCK).
+const FAMILIES: [u64; 25] = [
+    13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44,
+    45,
+];
+
+/// Personalities that are allowed: Linux, 32-bit Linux, each with the old uname, and the question.
+const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// The flags of clone(2) that make namespaces: user, pid, network, mount, cgroup, uts, ipc.
+const NAMESPACES: u64 = 0x7e02_0000;
+
+fn allow(names: &str) -> Rule {
+    Rule {
+        names: names.split_whitespace().map(str::to_owned).collect(),
+        action: SeccompAction::Allow,
+        ..Rule::default()
+    }
+}
+
+fn compared(name: &str, index: u32, op: SeccompOperator, value: u64) -> Rule {
+    Rule {
+        args: vec![SeccompArg {
+            index,
+            value,
+            value_two: 0,
+            op,
+        }],
+        ..allow(name)
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// The profile as data.
+pub(crate) fn profile() -> Profile {
+    let mut rules = vec![allow(ALL)];
+    rules.push(Rule {
+        // Before 4.8 a tracer could get around the filter.
+        includes: Condition {
+            min_kernel: Some("4.8".to_owned()),
+            ..Condition::default()
+        },
+        ..allow("process_vm_readv process_vm_writev ptrace")
+    });
+    rules.push(compared("socket", 0, SeccompOperator::Less, 12));
+    rules.extend(FAMILIES.map(|family| compared("socket", 0, SeccompOperator::Equal, family)));
+    rules.extend(
+        PERSONALITIES.map(|value| compared("personality", 0, SeccompOperator::Equal, value)),
+    );
+    rules.extend(ON_ARCHITECTURE.map(|(arches, names)| Rule {
+        includes: Condition {
+            arches: words(arches),
+            ..Condition::default()
+        },
+        ..allow(names)
+    }));
+    rules.extend(WITH_CAPABILITY.map(|(capability, names)| Rule {
+        includes: Condition {
+            caps: words(&[capability]),
+            ..Condition::default()
+        },
+        ..allow(names)
+    }));
+    let admin = || Condition {
+        caps: words(&["CAP_SYS_ADMIN"]),
+        ..Condition::default()
+    };
+    let s390 = || words(&["s390", "s390x"]);
+    // clone without new namespaces; on s390 the flags are its second argument.
+    rules.push(Rule {
+        excludes: Condition {
+            arches: s390(),
+            ..admin()
+        },
+        ..compared("clone", 0, SeccompOperator::MaskedEqual, NAMESPACES)
+    });
+    rules.push(Rule {
+        includes: Condition {
+            arches: s390(),
+            ..Condition::default()
+        },
+        excludes: admin(),
+        ..compared("clone", 1, SeccompOperator::MaskedEqual, NAMESPACES)
+    });
+    // clone3's flags are in memory, where no filter can look: "not there" makes C libraries take
+    // clone instead.
+    rules.push(Rule {
+        action: SeccompAction::Errno,
+        errno_ret: Some(38),
+        excludes: admin(),
+        ..allow("clone3")
+    });
+    let arch_map = |arch: Arch, others: &[Arch]| ArchMap {
+        architecture: arch.oci_name().to_owned(),
+        sub_architectures: Some(
+            others
+                .iter()
+                .map(|arch| arch.oci_name().to_owned())
+                .collect(),
+        ),
+    };
+    Profile {
+        default_action: SeccompAction::Errno,
+        default_errno_ret: Some(1),
+        arch_map: vec![
+            arch_map(Arch::X86_64, &[Arch::X86, Arch::X32]),
+            arch_map(Arch::Aarch64, &[Arch::Arm]),
+        ],
+        syscalls: rules,
+        ..Profile::default()
+    }
+}

@@ -19,13 +19,11 @@ pub enum Error {
         /// As given.
         index: u32,
     },
-    /// A rule that compares an argument twice, which libseccomp refuses.
-    #[error("seccomp rule for `{call}` compares argument {index} more than once")]
-    ArgumentTwice {
-        /// A call of the rule.
-        call: String,
-        /// The argument.
-        index: u32,
+    /// An errno for an action that has none.
+    #[error("seccomp action does not take an errno, but errnoRet is {errno}")]
+    Errno {
+        /// As given.
+        errno: u32,
     },
     /// A rule names no call.
     #[error("seccomp rule {index} names no system call")]
@@ -42,6 +40,12 @@ pub enum Error {
     /// A profile file that is not one.
     #[error("cannot understand the seccomp profile")]
     Profile(#[source] serde_json::Error),
+    /// A profile that says one thing in two ways.
+    #[error("the seccomp profile has both {0}")]
+    Ambiguous(&'static str),
+    /// A `minKernel` that is no version.
+    #[error("`{0}` in the seccomp profile is not a kernel version such as 4.8")]
+    Kernel(String),
     /// Bytes that are no program.
     #[error("{0} bytes are not a seccomp program")]
     Bytes(usize),
@@ -63,11 +67,12 @@ impl Explain for Error {
         match self {
             Self::Architecture(_) => "seccomp-architecture-unsupported",
             Self::Flag(_) => "seccomp-flag-unsupported",
-            Self::Argument { .. } | Self::ArgumentTwice { .. } => "seccomp-argument-invalid",
+            Self::Argument { .. } => "seccomp-argument-invalid",
+            Self::Errno { .. } => "seccomp-errno-invalid",
             Self::NoNames { .. } => "seccomp-rule-empty",
             Self::Listener(_) => "seccomp-listener-invalid",
             Self::TooLong(_) => "seccomp-program-too-long",
-            Self::Profile(_) => "seccomp-profile-invalid",
+            Self::Profile(_) | Self::Ambiguous(_) | Self::Kernel(_) => "seccomp-profile-invalid",
             Self::Bytes(_) => "seccomp-program-corrupt",
         }
     }
@@ -76,6 +81,9 @@ impl Explain for Error {
         match self {
             Self::Architecture(_) => {
                 Some("supported are SCMP_ARCH_X86_64, X86, X32, AARCH64 and ARM".to_owned())
+            }
+            Self::Errno { .. } => {
+                Some("only SCMP_ACT_ERRNO and SCMP_ACT_TRACE take errnoRet".to_owned())
             }
             Self::TooLong(_) => {
                 Some("use fewer rules with arguments, or fewer architectures".to_owned())

@@ -21,17 +21,19 @@
 //! ```
 
 mod arch;
+mod assemble;
 mod cache;
 mod compile;
 mod docker;
 mod error;
 mod profile;
 mod program;
+mod table;
 
 pub use arch::Arch;
 pub use cache::Cache;
 pub use compile::compile;
 pub use error::{Error, Result};
 pub use knarr_sys::seccomp::{Flags, Instruction};
-pub use profile::{Profile, default_profile};
+pub use profile::{ArchMap, Condition, Profile, Rule, default_profile};
 pub use program::Program;

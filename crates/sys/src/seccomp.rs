@@ -39,6 +39,12 @@ impl Flags {
         Self(self.0 | other.0)
     }
 
+    /// `self` less `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether all of `other` is in `self`.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
