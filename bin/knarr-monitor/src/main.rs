@@ -1,2 +1,7 @@
-//! .
-fn main() {}
+//! The process beside every container; see the crate `knarr_monitor`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    knarr_monitor::main()
+}

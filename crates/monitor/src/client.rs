@@ -1,17 +1,28 @@
 //! The other side: spawning monitors, speaking to them, and telling how a container really is.
 
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::CString;
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use knarr_diag::Report;
+use knarr_cgroup::Layout;
+use knarr_diag::{Explain as _, Report};
 use knarr_fs::Lock;
+use knarr_runtime::ExecPlan;
+use knarr_sys::Failure;
+use knarr_sys::process::CStringArray;
+use knarr_sys::spawn::Program;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::protocol::{Answer, Call, PROTOCOL_VERSION, Question, Reply};
 use crate::request::{Request, Restart, Size, Streams};
-use crate::state::State;
-use crate::{Error, Result};
+use crate::state::{ProcessId, State, Status};
+use crate::{Error, Result, socket, undo};
+
+pub use crate::undo::{Swept, sweep, sweep_ending};
 
 /// A container that runs, as who started it sees it. Dropping it lets go of everything; container
 /// and monitor go on.
@@ -32,11 +43,27 @@ impl Started {
     /// # Errors
     /// [`Error::Died`] when the monitor was killed; then [`observe`] and [`adopt`].
     pub fn wait(&mut self) -> Result<State> {
-        todo!()
+        match read_reply(&mut self.report) {
+            Ok(Reply {
+                ok: Some(Answer::Ended(state)),
+                ..
+            }) => Ok(*state),
+            Ok(Reply {
+                error: Some(report),
+                ..
+            }) => Err(Error::Refused {
+                report: Box::new(report),
+            }),
+            _ => Err(Error::Died {
+                id: self.id.clone(),
+            }),
+        }
     }
+}
 
+impl AsFd for Started {
     /// Becomes readable when the end can be told: for poll(2) beside the attached streams.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.report.get_ref().as_fd()
     }
 }
@@ -54,8 +81,10 @@ pub fn spawn(
     request: &Request,
     lock: Lock,
 ) -> std::result::Result<Started, Report> {
-    let _ = (monitor, request, lock);
-    todo!()
+    let sealed = sealed(&request.to_json().map_err(|error| error.report())?)
+        .map_err(|error| error.report())?;
+    let attach = request.attach.is_some();
+    start(monitor, "run", request.id.as_str(), sealed, lock, attach)
 }
 
 /// Starts a monitor for a container that lives and has none: call it when the `lock` could be had
@@ -64,8 +93,164 @@ pub fn spawn(
 /// # Errors
 /// What the monitor reports.
 pub fn adopt(monitor: &Path, run: &Path, lock: Lock) -> std::result::Result<Started, Report> {
-    let _ = (monitor, run, lock);
-    todo!()
+    let request = knarr_fs::open_read(&run.join(undo::REQUEST_FILE))?;
+    let id = run.file_name().unwrap_or_default().to_string_lossy();
+    start(monitor, "adopt", &id, request, lock, false)
+}
+
+/// Spawns `knarr-monitor <mode> <id>` with the descriptors it expects: 3 the report, 4 the lock,
+/// 5 the request, 6 the attached streams.
+fn start(
+    monitor: &Path,
+    mode: &str,
+    id: &str,
+    request: OwnedFd,
+    lock: Lock,
+    attach: bool,
+) -> std::result::Result<Started, Report> {
+    let pair = || {
+        UnixStream::pair().map_err(|error| {
+            let cause = Failure::from_io("socketpair", &error);
+            Error::Call {
+                verb: "speak to the monitor",
+                cause,
+            }
+            .report()
+        })
+    };
+    let (ours, theirs) = pair()?;
+    let (attached, their_streams) = if attach {
+        let (ours, theirs) = pair()?;
+        (Some(ours), Some(theirs))
+    } else {
+        (None, None)
+    };
+    spawn_process(
+        monitor,
+        mode,
+        id,
+        &theirs,
+        &lock,
+        &request,
+        their_streams.as_ref(),
+    )
+    .map_err(|error| error.report())?;
+    // The monitor's are its own now.
+    drop((theirs, their_streams, lock, request));
+    let mut report = BufReader::new(ours);
+    let died = |_| Error::Died {
+        id: id.get(..12).unwrap_or(id).to_owned(),
+    };
+    let reply = read_reply(&mut report)
+        .map_err(died)
+        .map_err(|error| error.report())?;
+    match (reply.ok, reply.error) {
+        (Some(Answer::Running { pid }), _) => Ok(Started {
+            pid,
+            attached,
+            report,
+            id: id.to_owned(),
+        }),
+        (_, Some(report)) => Err(report),
+        _ => Err(died(std::io::ErrorKind::InvalidData.into()).report()),
+    }
+}
+
+fn spawn_process(
+    monitor: &Path,
+    mode: &str,
+    id: &str,
+    report: &UnixStream,
+    lock: &Lock,
+    request: &OwnedFd,
+    streams: Option<&UnixStream>,
+) -> Result<()> {
+    let fail = |call| {
+        move |errno| Error::Spawn {
+            path: monitor.to_owned(),
+            cause: Failure { call, errno },
+        }
+    };
+    let file = crate::program::open_read_only(monitor).map_err(|cause| Error::Spawn {
+        path: monitor.to_owned(),
+        cause,
+    })?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(fail("open"))?;
+    // An argument or a variable with a NUL byte cannot exist.
+    let text = |text: String| CString::new(text).unwrap_or_default();
+    let args = ["knarr-monitor", mode, id]
+        .map(|arg| text(arg.to_owned()))
+        .to_vec();
+    let env = std::env::var("KNARR_FAILPOINT")
+        .map(|value| text(format!("KNARR_FAILPOINT={value}")))
+        .into_iter()
+        .collect();
+    // A machine without a place for monitors keeps them where their caller is.
+    let cgroup = Layout::detect()
+        .and_then(|layout| layout.monitors_dir())
+        .ok()
+        .flatten();
+    let mut fds = vec![
+        null.as_fd(),
+        null.as_fd(),
+        null.as_fd(),
+        report.as_fd(),
+        lock.as_fd(),
+        request.as_fd(),
+    ];
+    fds.extend(streams.map(AsFd::as_fd));
+    let (args, env) = (CStringArray::new(args), CStringArray::new(env));
+    let mut program = Program {
+        file: file.as_fd(),
+        args: &args,
+        env: &env,
+        fds: &fds,
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+    };
+    let spawned = knarr_sys::spawn::spawn(&program).or_else(|failure| {
+        // Denied where the caller's own cgroup is delegated to it, or it is threaded.
+        if failure.call == "clone3" && program.cgroup.is_some() {
+            program.cgroup = None;
+            knarr_sys::spawn::spawn(&program)
+        } else {
+            Err(failure)
+        }
+    });
+    spawned.map(drop).map_err(|cause| Error::Spawn {
+        path: monitor.to_owned(),
+        cause,
+    })
+}
+
+/// Bytes in a file that has no name and never changes.
+fn sealed(bytes: &[u8]) -> Result<OwnedFd> {
+    let fail = |call| Error::of("hand the request over", call);
+    let file = rustix::fs::memfd_create(
+        "knarr-request",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )
+    .map_err(fail("memfd_create"))?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes).map_err(|error| Error::Call {
+        verb: "hand the request over",
+        cause: Failure::from_io("write", &error),
+    })?;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )
+    .map_err(fail("fcntl(F_ADD_SEALS)"))?;
+    Ok(file.into())
+}
+
+fn read_reply(stream: &mut BufReader<UnixStream>) -> std::io::Result<Reply> {
+    let mut line = Vec::new();
+    stream.read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
 }
 
 /// How a container really is.
@@ -84,32 +269,57 @@ pub struct Observed {
 /// # Errors
 /// [`Error::State`], [`Error::File`].
 pub fn observe(run: &Path) -> Result<Option<Observed>> {
-    let _ = run;
-    todo!()
+    // A second look, for the moment between the end of a process and what its monitor writes.
+    for last in [false, true] {
+        let Some(state) = State::load(run)? else {
+            return Ok(None);
+        };
+        let lives = |process: Option<ProcessId>| match process {
+            Some(process) => is_alive(process),
+            None => Ok(false),
+        };
+        let alive = match state.status {
+            Status::Created | Status::Exited => {
+                return Ok(Some(Observed {
+                    state,
+                    alive: false,
+                }));
+            }
+            Status::Running | Status::Paused => lives(state.process)?,
+            Status::Restarting => false,
+        };
+        if alive {
+            return Ok(Some(Observed { state, alive }));
+        }
+        // A monitor that lives is about to say so, or waits before the restart.
+        let monitored = lives(state.monitor)?;
+        if monitored && (last || state.status == Status::Restarting) {
+            return Ok(Some(Observed { state, alive }));
+        }
+        if last {
+            return Ok(Some(Observed {
+                state: undo::unseen_end(state),
+                alive,
+            }));
+        }
+    }
+    Ok(None)
 }
 
-/// Undoes what a monitor that is gone has left of a container that does not live: processes,
-/// cgroups, half-made stdio; with `--rm` the container itself. Whoever calls it holds the lock.
-/// Cheap when there is nothing to do. Afterwards `state.json` tells the truth.
-///
-/// # Errors
-/// The first thing that could not be undone, after trying all of it; another call tries again.
-pub fn sweep(run: &Path, lock: &Lock) -> Result<Swept> {
-    let _ = (run, lock);
-    todo!()
+/// Whether a process lives; its zombie does not. The boot is the run root's: another one wipes it.
+fn is_alive(process: ProcessId) -> Result<bool> {
+    let pid = i32::try_from(process.pid).unwrap_or(0);
+    Ok(knarr_runtime::process::start_time(pid)? == Some(process.start_time))
 }
 
-/// What [`sweep`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Swept {
-    /// Nothing to undo.
-    Clean,
-    /// Something was undone; the container is there, and ended.
-    Undone,
-    /// It was a `--rm` container and is gone.
-    Removed,
-    /// It lives: adopt it instead.
-    Alive,
+/// A handle on a process, if it lives.
+pub(crate) fn open_process(process: ProcessId, boot_id: &str) -> Result<Option<OwnedFd>> {
+    let identity = knarr_runtime::process::Identity {
+        pid: i32::try_from(process.pid).unwrap_or(0),
+        start_time: process.start_time,
+        boot_id: boot_id.to_owned(),
+    };
+    Ok(identity.open()?)
 }
 
 /// A connection to a monitor; it carries one call.
@@ -125,8 +335,11 @@ impl Connection {
     /// # Errors
     /// [`Error::Connect`]: ENOENT or ECONNREFUSED when there is no monitor.
     pub fn open(run: &Path) -> Result<Self> {
-        let _ = run;
-        todo!()
+        let stream = UnixStream::from(socket::connect(run)?);
+        Ok(Self {
+            stream: BufReader::new(stream),
+            path: run.join(undo::SOCKET_FILE),
+        })
     }
 
     /// Asks, and gives the first answer.
@@ -134,27 +347,43 @@ impl Connection {
     /// # Errors
     /// [`Error::Refused`] with the monitor's report, [`Error::Answer`].
     pub fn call(&mut self, call: Call) -> Result<Answer> {
+        self.ask(call, None)?;
+        self.next_answer()
+    }
+
+    fn ask(&mut self, call: Call, descriptors: Option<&[OwnedFd; 3]>) -> Result<()> {
         let question = Question {
             version: PROTOCOL_VERSION,
             call,
         };
         let mut line = serde_json::to_vec(&question).map_err(Error::request)?;
         line.push(b'\n');
-        let sent = self.stream.get_mut().write_all(&line);
-        sent.map_err(|cause| self.broken(cause))?;
-        self.next()
+        let mut rest = line.as_slice();
+        if let Some([stdin, stdout, stderr]) = descriptors {
+            let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+            let socket = self.stream.get_ref();
+            let sent = rustix::net::sendmsg(
+                socket,
+                &[IoSlice::new(rest)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            );
+            let sent = sent.map_err(|errno| self.broken(errno.into()))?;
+            rest = rest.get(sent..).unwrap_or_default();
+        }
+        let sent = self.stream.get_mut().write_all(rest);
+        sent.map_err(|cause| self.broken(cause))
     }
 
     /// The next answer, where there are several.
     ///
     /// # Errors
     /// As [`Connection::call`].
-    pub fn next(&mut self) -> Result<Answer> {
-        let mut line = Vec::new();
-        let read = self.stream.read_until(b'\n', &mut line);
-        read.map_err(|cause| self.broken(cause))?;
-        let reply: Reply =
-            serde_json::from_slice(&line).map_err(|cause| self.broken(cause.into()))?;
+    pub fn next_answer(&mut self) -> Result<Answer> {
+        let reply = read_reply(&mut self.stream).map_err(|cause| self.broken(cause))?;
         match (reply.ok, reply.error) {
             (Some(answer), _) => Ok(answer),
             (None, Some(report)) => Err(Error::Refused {
@@ -224,7 +453,7 @@ impl Connection {
                 Answer::Ended(state) => return Ok(*state),
                 other => return Err(self.unexpected(&other)),
             }
-            answer = self.next()?;
+            answer = self.next_answer()?;
         }
     }
 
@@ -268,14 +497,16 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::call`].
-    pub fn exec(
-        &mut self,
-        id: &str,
-        plan: crate::pending::ExecPlan,
-        stdio: Option<[OwnedFd; 3]>,
-    ) -> Result<u32> {
-        let _ = (id, plan, stdio);
-        todo!()
+    pub fn exec(&mut self, id: &str, plan: ExecPlan, stdio: Option<[OwnedFd; 3]>) -> Result<u32> {
+        let call = Call::Exec {
+            id: id.to_owned(),
+            plan: Box::new(plan),
+        };
+        self.ask(call, stdio.as_ref())?;
+        match self.next_answer()? {
+            Answer::Exec { pid } => Ok(pid),
+            other => Err(self.unexpected(&other)),
+        }
     }
 
     fn done(&mut self, call: Call) -> Result<()> {

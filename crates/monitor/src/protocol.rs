@@ -63,7 +63,7 @@ pub enum Call {
         /// A name for it, 1 to 64 of `[a-z0-9]`.
         id: String,
         /// What to run.
-        plan: Box<crate::pending::ExecPlan>,
+        plan: Box<knarr_runtime::ExecPlan>,
     },
     /// Replace the restart policy.
     Update {

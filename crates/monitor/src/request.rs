@@ -1,19 +1,17 @@
 //! What the engine asks of a monitor: everything it needs to make, watch and end one container.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use knarr_layer::Rootfs;
+use knarr_runtime::Plan;
 use knarr_spec::ContainerId;
 use serde::{Deserialize, Serialize};
 
-use crate::pending::{Plan, Rootfs};
 use crate::{Error, Result};
 
 /// The version of [`Request`] that this Knarr writes.
 pub const REQUEST_VERSION: u32 = 1;
-
-/// The most bytes of a request that a monitor reads.
-pub(crate) const REQUEST_LIMIT: u64 = 16 << 20;
 
 /// One container, from its mounts to its removal. Travels as JSON in a sealed memfd and is kept as
 /// `request.json` in the run folder, for restarts and for the monitor that takes over.
@@ -219,6 +217,14 @@ impl Request {
             });
         }
         serde_json::from_slice(bytes).map_err(Error::request)
+    }
+
+    /// Reads what a monitor has kept in its run folder.
+    ///
+    /// # Errors
+    /// As [`Request::parse`], and [`Error::File`].
+    pub(crate) fn load(run: &Path) -> Result<Self> {
+        Self::parse(&knarr_fs::read(&run.join(crate::undo::REQUEST_FILE))?)
     }
 
     /// The request as JSON.

@@ -229,6 +229,26 @@ unsafe fn clone3_onto(
     answer
 }
 
+/// Takes over descriptors that this process was started with: those from `first` on, up to `count`,
+/// that are open. They are close-on-exec from then on. Gives nothing when called again.
+///
+/// To be called before the process opens anything itself: what is in the range is taken for inherited.
+pub fn inherited(first: RawFd, count: usize) -> Vec<OwnedFd> {
+    static TAKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    if TAKEN.swap(true, std::sync::atomic::Ordering::SeqCst) {
+        return Vec::new();
+    }
+    (first..)
+        .take(count)
+        .map_while(|number| {
+            // SAFETY: F_SETFD touches no memory; it fails for what is not open.
+            let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+            // SAFETY: it is open, and as nothing of this process was opened yet, nobody owns it.
+            (set == 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
