@@ -8,14 +8,15 @@ pub mod bpf;
 pub mod child;
 pub mod clone;
 mod failure;
-pub mod loopdev;
 pub mod heap;
+pub mod loopdev;
 pub mod mount;
-pub mod pidfd;
 pub mod namespace;
+pub mod pidfd;
 pub mod process;
 pub mod seccomp;
 pub mod spawn;
+pub mod writeback;
 
 pub use failure::{Failure, Result};
 pub use rustix;

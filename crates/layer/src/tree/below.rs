@@ -4,7 +4,7 @@ use super::{Error, Node};
 
 /// The merged view of the lower layers, asked where a member's place or a hardlink's target is not
 /// in the layer itself. Paths are lists of names from the root; symlinks are not followed.
-pub trait Below {
+pub trait Below: Send {
     /// What is at `path` in the merged view, directories without their entries. `None`: nothing.
     /// A regular file's pieces refer to sources that this call may add.
     ///

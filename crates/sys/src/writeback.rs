@@ -1,0 +1,27 @@
+//! sync_file_range(2): starting to write a file's pages out before somebody waits for them.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::{Failure, Result};
+
+/// Starts writing a range's dirty pages to the disk and returns at once. It promises nothing about
+/// durability: only a later fsync does, which then has less to wait for.
+///
+/// # Errors
+/// As sync_file_range(2); EINVAL for a range beyond 2^63.
+pub fn start_writeback(file: impl AsFd, offset: u64, len: u64) -> Result<()> {
+    let number = |value: u64| {
+        i64::try_from(value).map_err(|_| Failure {
+            call: "sync_file_range",
+            errno: rustix::io::Errno::INVAL,
+        })
+    };
+    let (offset, len) = (number(offset)?, number(len)?);
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the call takes no pointers, and `file` keeps the descriptor open meanwhile.
+    let result = unsafe { libc::sync_file_range(fd, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    if result == -1 {
+        return Err(Failure::last("sync_file_range"));
+    }
+    Ok(())
+}
