@@ -81,7 +81,11 @@ pub fn fork<F: FnOnce() -> i32>(
     // call. Without CLONE_VM the child has its own copy of everything; it leaves this function only
     // through `exit_now`, and `child` keeps away from what other threads may have locked.
     let answer = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            size_of::<libc::clone_args>(),
+        )
     };
     match i32::try_from(answer) {
         Ok(0) => {
@@ -91,7 +95,10 @@ pub fn fork<F: FnOnce() -> i32>(
             exit_now(code)
         }
         Ok(pid) if pid > 0 => {
-            let pid = Pid::from_raw(pid).ok_or(Failure { call: "clone3", errno: Errno::IO })?;
+            let pid = Pid::from_raw(pid).ok_or(Failure {
+                call: "clone3",
+                errno: Errno::IO,
+            })?;
             let pidfd = (parent == Parent::Caller).then(|| {
                 // SAFETY: the kernel put a new file descriptor there that nobody else owns.
                 unsafe { OwnedFd::from_raw_fd(pidfd) }
@@ -111,6 +118,17 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     unsafe { close_range(first, CloseRange::CloseOnExec) }
 }
 
+/// Closes all descriptors from `first` on now. Only for a child of [`fork`], which ends without
+/// running the destructors of what owned them.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_all_from(first: RawFd) -> Result<()> {
+    // SAFETY: the process is a child of `fork` (the caller's promise), so no owner of a descriptor
+    // is ever dropped in it.
+    unsafe { close_range(first, CloseRange::Close) }
+}
+
 /// pidfd_send_signal(2) by number; 0 only asks.
 ///
 /// # Errors
@@ -126,7 +144,11 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
             0,
         )
     };
-    if done == 0 { Ok(()) } else { Err(Failure::last("pidfd_send_signal")) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("pidfd_send_signal"))
+    }
 }
 
 /// kill(2) of one process by number.
@@ -136,7 +158,11 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
 pub fn kill(pid: Pid, signal: i32) -> Result<()> {
     // SAFETY: no memory is passed.
     let done = unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
-    if done == 0 { Ok(()) } else { Err(Failure::last("kill")) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("kill"))
+    }
 }
 
 /// Waits for one of `set`, which the caller blocks, and takes it (sigwaitinfo(2)).
@@ -147,7 +173,11 @@ pub fn wait_signal(set: &SignalSet) -> Result<i32> {
     // SAFETY: `set` is an initialized set that outlives the call; the NULL is for the optional
     // siginfo.
     let signal = unsafe { libc::sigwaitinfo(set.raw(), std::ptr::null_mut()) };
-    if signal > 0 { Ok(signal) } else { Err(Failure::last("sigwaitinfo")) }
+    if signal > 0 {
+        Ok(signal)
+    } else {
+        Err(Failure::last("sigwaitinfo"))
+    }
 }
 
 /// Gives the calling process a new, empty session keyring (keyctl(2)).
@@ -164,7 +194,11 @@ pub fn join_new_session_keyring() -> Result<()> {
             std::ptr::null::<libc::c_char>(),
         )
     };
-    if done >= 0 { Ok(()) } else { Err(Failure::last("keyctl")) }
+    if done >= 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("keyctl"))
+    }
 }
 
 /// Leaves the caller's cgroup namespace for a new one rooted where it is now (unshare(2)).
@@ -174,7 +208,11 @@ pub fn join_new_session_keyring() -> Result<()> {
 pub fn unshare_cgroup_namespace() -> Result<()> {
     // SAFETY: no memory is passed, and a cgroup namespace changes no Rust state.
     let done = unsafe { libc::unshare(libc::CLONE_NEWCGROUP) };
-    if done == 0 { Ok(()) } else { Err(Failure::last("unshare")) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("unshare"))
+    }
 }
 
 /// Sets the interface `lo` of the caller's network namespace up (netdevice(7)).
@@ -195,9 +233,12 @@ pub fn bring_up_loopback() -> Result<()> {
     request.ifr_name[1] = b'o'.cast_signed();
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(1);
     // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call.
-    let done =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    if done == 0 { Ok(()) } else { Err(Failure::last("ioctl(SIOCSIFFLAGS)")) }
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("ioctl(SIOCSIFFLAGS)"))
+    }
 }
 
 #[cfg(test)]
@@ -209,8 +250,9 @@ mod tests {
     #[test]
     fn a_forked_child_exits_with_what_it_returns() {
         let (_, pidfd) = fork(Namespaces::NONE, None, Parent::Caller, || 7).unwrap();
-        let status =
-            waitid(WaitId::PidFd(pidfd.unwrap().as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+        let status = waitid(WaitId::PidFd(pidfd.unwrap().as_fd()), WaitIdOptions::EXITED)
+            .unwrap()
+            .unwrap();
         assert_eq!(status.exit_status(), Some(7));
     }
 }

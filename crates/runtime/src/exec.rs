@@ -1,0 +1,226 @@
+//! One more process in a running container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use knarr_sys::child::{Parent, fork};
+use knarr_sys::clone::Namespaces;
+use knarr_sys::{Failure, process as sys_process};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::child::{Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal};
+use crate::launch::{Link, Process, Stdio, bits, check_stdio, files, hear, open_root, sockets};
+use crate::plan::{Namespace, ProcessPlan, VERSION};
+use crate::prepare::{self, Prepared};
+use crate::step::{self, Fault, Message, Step};
+use crate::{Error, Result, console, process};
+
+/// What [`exec`] does; crosses processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecPlan {
+    /// 1; a reader refuses what it does not know.
+    pub version: u32,
+    /// What the container does not share with the host: [`crate::Plan::namespaces`].
+    pub namespaces: Vec<Namespace>,
+    /// The program.
+    pub process: ProcessPlan,
+}
+
+impl ExecPlan {
+    /// For a program in the container that `plan` made.
+    pub fn new(plan: &crate::Plan, process: ProcessPlan) -> Self {
+        Self {
+            version: VERSION,
+            namespaces: plan.namespaces(),
+            process,
+        }
+    }
+}
+
+/// A running container.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its first process, in the caller's pid namespace.
+    pub pid: Pid,
+    /// Handle on it.
+    pub pidfd: BorrowedFd<'a>,
+    /// Its cgroup v2 directory.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// What the two processes of an exec work on.
+#[derive(Debug)]
+struct Job<'a> {
+    target: BorrowedFd<'a>,
+    namespaces: Namespaces,
+    process: &'a Prepared,
+    stdio: Option<&'a [OwnedFd; 3]>,
+    socket: BorrowedFd<'a>,
+}
+
+/// Runs one more program in a container, as the caller's child. The caller's own executable is
+/// visible in there until the exec: see [`crate::seal`].
+///
+/// # Errors
+/// [`Error::NotRunning`], [`Error::Command`], [`Error::Step`]; then nothing is left of it.
+pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Process> {
+    if plan.version != VERSION {
+        return Err(Error::Version {
+            found: plan.version,
+        });
+    }
+    check_stdio(&stdio, &plan.process)?;
+    let unreachable = |cause| Error::Prepare {
+        what: "cannot see into the container".into(),
+        cause,
+    };
+    let root = match open_root(target.pid) {
+        Ok(root) => root,
+        Err(failure) if failure.errno == rustix::io::Errno::NOENT => return Err(Error::NotRunning),
+        Err(failure) => return Err(unreachable(failure)),
+    };
+    // After the look: the id was still the container's then.
+    if !process::signal(target.pidfd, 0).map_err(unreachable)? {
+        return Err(Error::NotRunning);
+    }
+    let prepared = prepare::process(&plan.process, &root)?;
+    let files = files(stdio)?;
+    let namespaces = plan
+        .namespaces
+        .iter()
+        .fold(Namespaces::NONE, |all, kind| all.with(bits(*kind)));
+    let (ours, theirs) = sockets()?;
+    let job = Job {
+        target: target.pidfd,
+        namespaces,
+        process: &prepared,
+        stdio: files.as_ref(),
+        socket: theirs.as_fd(),
+    };
+    knarr_fs::failpoint!("exec.clone");
+    let mut end = Some(ours);
+    // A pid namespace takes effect on children only, so the one that enters is not yet the one
+    // that runs; that one is made as our child, and inside from its first moment.
+    let (stage, stage_handle) = fork(Namespaces::NONE, target.cgroup, Parent::Caller, || {
+        drop(end.take());
+        enter(&job)
+    })
+    .map_err(|cause| Error::Prepare {
+        what: "cannot make the process".to_owned(),
+        cause,
+    })?;
+    drop(theirs);
+    let (Some(stage_handle), Some(socket)) = (stage_handle, end) else {
+        return Err(Error::NotRunning);
+    };
+    let stage = Stage {
+        pid: stage,
+        pidfd: stage_handle,
+    };
+    let pid = match hear(&socket)?.0 {
+        Some(Message::Forked(pid)) => Pid::from_raw(pid).ok_or(Error::NotRunning)?,
+        Some(Message::Fault(fault)) => {
+            // It waits for this before it ends.
+            drop(socket);
+            return Err(step::error(None, &plan.process, fault));
+        }
+        Some(Message::Ready) | None => {
+            let status = process::wait(&stage.pidfd);
+            return Err(status.map_or(Error::NotRunning, |status| Error::Died { status }));
+        }
+    };
+    // Our child, not reaped: the id is its own.
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(Failure::of("pidfd_open"))
+        .map_err(unreachable)?;
+    knarr_fs::failpoint!("exec.cloned");
+    let link = Link::new(pid, pidfd, socket).ready(None, &plan.process)?;
+    drop(stage);
+    link.executed(None, &plan.process, move |_| Some(root))
+}
+
+/// The process that enters; reaped when dropped.
+#[derive(Debug)]
+struct Stage {
+    #[expect(dead_code, reason = "for Debug")]
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // It ends by itself once it has forked or the socket is closed; if it was killed, too.
+        process::wait(&self.pidfd).ok();
+    }
+}
+
+/// The first child: goes in and forks the second. Allocates nothing.
+fn enter(job: &Job<'_>) -> i32 {
+    let forked = || -> std::result::Result<Pid, Fault> {
+        let at = Fault::at(Step::Join);
+        // What is in the container already must not look into what comes.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .map_err(Failure::of("prctl"))
+            .map_err(&at)?;
+        if job.namespaces != Namespaces::NONE {
+            sys_process::setns(job.target, job.namespaces).map_err(&at)?;
+        }
+        if job.namespaces.contains(Namespaces::USER) {
+            become_root().map_err(&at)?;
+        }
+        fork(Namespaces::NONE, None, Parent::Grandparent, || inside(job))
+            .map(|(pid, _)| pid)
+            .map_err(Fault::at(Step::Fork))
+    };
+    match forked() {
+        Ok(pid) => {
+            let pid = pid.as_raw_nonzero().get();
+            i32::from(send(job.socket, Message::Forked(pid)).is_err())
+        }
+        Err(fault) => give_up(job.socket, fault),
+    }
+}
+
+/// The second child: in the container, up to the exec. Allocates nothing.
+fn inside(job: &Job<'_>) -> i32 {
+    let run = || -> std::result::Result<i32, Fault> {
+        let process = job.process;
+        rustix::process::setsid()
+            .map_err(Failure::of("setsid"))
+            .map_err(Fault::at(Step::Session))?;
+        rustix::process::umask(Mode::empty());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(c"/", flags, Mode::empty())
+            .map_err(Failure::of("openat"))
+            .map_err(Fault::at(Step::Join))?;
+        let folder = OFlags::PATH | OFlags::DIRECTORY;
+        let cwd = open(
+            root.as_fd(),
+            &process.cwd.path,
+            folder,
+            ResolveFlags::empty(),
+        )
+        .map_err(Fault::at(Step::Cwd))?;
+        let terminal = match process.terminal {
+            Some(size) => {
+                let owner = (process.uid, process.gid);
+                let pair = console::open(root.as_fd(), size, owner, None)
+                    .map_err(Fault::at(Step::Console))?;
+                Some(pair)
+            }
+            None => None,
+        };
+        match &terminal {
+            Some(pair) => send_terminal(job.socket, pair.master.as_fd()),
+            None => send(job.socket, Message::Ready),
+        }
+        .map_err(Fault::at(Step::Wait))?;
+        let stdio = ChildStdio::of(job.stdio, terminal.as_ref().map(|pair| pair.slave.as_fd()));
+        finish(process, cwd.as_fd(), &stdio, job.socket, 0)
+    };
+    match run() {
+        Ok(code) => code,
+        Err(fault) => give_up(job.socket, fault),
+    }
+}

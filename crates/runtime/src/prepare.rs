@@ -1,0 +1,713 @@
+//! Everything the child will need, made before it exists: C strings, flags, buffers, descriptors.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use knarr_fs::Root;
+use knarr_seccomp::Program;
+use knarr_sys::Failure;
+use knarr_sys::mount::{Attributes, Change, Propagation as SysPropagation, mount_setattr};
+use knarr_sys::process::CStringArray;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, OpenTreeFlags, open_tree};
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::plan::{
+    Attribute, CgroupView, DeviceKind, MountChange, MountKind, Plan, ProcessPlan, Propagation,
+    UserPlan,
+};
+use crate::step::mount_text;
+use crate::{Capability, ConsoleSize, Error, MountPlan, Result, user};
+
+/// `PATH` where the environment has none (as the kernel's and Docker's default).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A path in the container, and what it takes to make it where it is missing.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) path: CString,
+    /// Each directory on the way and at last the path itself, with its last name.
+    pub(crate) steps: Vec<(CString, CString)>,
+}
+
+/// A mount, ready to be made.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    pub(crate) place: Place,
+    pub(crate) source: Source,
+    pub(crate) propagation: Vec<(SysPropagation, bool)>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A detached mount, to be moved in.
+    Tree { tree: OwnedFd, directory: bool },
+    /// mount(2).
+    New {
+        file_system: CString,
+        source: CString,
+        data: Option<CString>,
+        flags: MountFlags,
+    },
+    /// A tmpfs with these in it: directory, options (none for cgroup2).
+    Hierarchies {
+        list: Vec<(CString, Option<CString>)>,
+        flags: MountFlags,
+    },
+}
+
+/// A device node.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) place: Place,
+    pub(crate) source: DeviceSource,
+}
+
+#[derive(Debug)]
+pub(crate) enum DeviceSource {
+    Node {
+        kind: FileType,
+        mode: Mode,
+        dev: u64,
+        owner: Option<(Uid, Gid)>,
+    },
+    /// The host's node, for where mknod(2) is not allowed.
+    Tree(OwnedFd),
+}
+
+/// The program, ready to be executed.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) args: CStringArray,
+    pub(crate) env: CStringArray,
+    pub(crate) cwd: Place,
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+    pub(crate) umask: Mode,
+    pub(crate) terminal: Option<ConsoleSize>,
+    pub(crate) capabilities: Option<Capabilities>,
+    pub(crate) rlimits: Vec<(Resource, Rlimit)>,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) seccomp: Option<Program>,
+    pub(crate) new_keyring: bool,
+    pub(crate) init: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Capabilities {
+    /// Those to drop from the bounding set.
+    pub(crate) dropped: Vec<CapabilitySet>,
+    pub(crate) sets: CapabilitySets,
+    pub(crate) ambient: Vec<CapabilitySet>,
+}
+
+/// The container's tree, ready to be put together.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) dev: Option<Place>,
+    pub(crate) sysctls: Vec<(CString, Vec<u8>)>,
+    pub(crate) console: Option<Place>,
+    pub(crate) masked: Vec<CString>,
+    pub(crate) readonly: Vec<CString>,
+    /// A mount of the host's `/dev/null`, verified, for masked files.
+    pub(crate) null: Option<OwnedFd>,
+}
+
+pub(crate) fn c_string(field: &str, text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::Nul {
+        field: field.to_owned(),
+    })
+}
+
+impl Place {
+    /// `path` is absolute; `.` and `..` in it are taken as written.
+    pub(crate) fn new(field: &str, path: &str) -> Result<Self> {
+        let mut names: Vec<&str> = Vec::new();
+        for name in path.split('/') {
+            match name {
+                "" | "." => {}
+                ".." => {
+                    names.pop();
+                }
+                name => names.push(name),
+            }
+        }
+        let mut steps = Vec::with_capacity(names.len());
+        let mut prefix = String::with_capacity(path.len());
+        for name in names {
+            prefix.push('/');
+            prefix.push_str(name);
+            steps.push((c_string(field, &prefix)?, c_string(field, name)?));
+        }
+        let path = if prefix.is_empty() { "/" } else { &prefix };
+        Ok(Self {
+            path: c_string(field, path)?,
+            steps,
+        })
+    }
+}
+
+/// The attributes of a change as mount_setattr(2) has them.
+fn attributes(change: &MountChange) -> (Attributes, Attributes) {
+    let one = |attribute: &Attribute| match attribute {
+        Attribute::Ro => Attributes::RDONLY,
+        Attribute::Nosuid => Attributes::NOSUID,
+        Attribute::Nodev => Attributes::NODEV,
+        Attribute::Noexec => Attributes::NOEXEC,
+        Attribute::Relatime => Attributes::RELATIME,
+        Attribute::Noatime => Attributes::NOATIME,
+        Attribute::Strictatime => Attributes::STRICTATIME,
+        Attribute::Nodiratime => Attributes::NODIRATIME,
+        Attribute::Nosymfollow => Attributes::NOSYMFOLLOW,
+    };
+    let is_atime = |attribute: &&Attribute| {
+        matches!(
+            attribute,
+            Attribute::Relatime | Attribute::Noatime | Attribute::Strictatime
+        )
+    };
+    let set = change
+        .set
+        .iter()
+        .map(one)
+        .fold(Attributes::NONE, Attributes::with);
+    let mut clear = change
+        .clear
+        .iter()
+        .filter(|attribute| !is_atime(attribute))
+        .map(one)
+        .fold(Attributes::NONE, Attributes::with);
+    // How access times are kept is one field, not a bit each.
+    if change
+        .set
+        .iter()
+        .chain(&change.clear)
+        .any(|attribute| is_atime(&attribute))
+    {
+        clear = clear.with(Attributes::ATIME);
+    }
+    (set, clear)
+}
+
+/// The same for mount(2).
+fn mount_flags(change: &MountChange) -> MountFlags {
+    change
+        .set
+        .iter()
+        .fold(MountFlags::empty(), |flags, attribute| {
+            flags
+                | match attribute {
+                    Attribute::Ro => MountFlags::RDONLY,
+                    Attribute::Nosuid => MountFlags::NOSUID,
+                    Attribute::Nodev => MountFlags::NODEV,
+                    Attribute::Noexec => MountFlags::NOEXEC,
+                    Attribute::Relatime => MountFlags::RELATIME,
+                    Attribute::Noatime => MountFlags::NOATIME,
+                    Attribute::Strictatime => MountFlags::STRICTATIME,
+                    Attribute::Nodiratime => MountFlags::NODIRATIME,
+                    Attribute::Nosymfollow => MountFlags::NOSYMFOLLOW,
+                }
+        })
+}
+
+pub(crate) fn propagation(word: Propagation) -> SysPropagation {
+    match word {
+        Propagation::Private => SysPropagation::Private,
+        Propagation::Slave => SysPropagation::Slave,
+        Propagation::Shared => SysPropagation::Shared,
+        Propagation::Unbindable => SysPropagation::Unbindable,
+    }
+}
+
+/// Prepares the tree. `opened` are bind sources that the caller opened, by index in `plan.mounts`:
+/// O_PATH descriptors or detached mounts.
+pub(crate) fn tree(plan: &Plan, root: &Root, opened: Vec<(usize, OwnedFd)>) -> Result<Tree> {
+    let mut opened = opened;
+    let mut mounts = Vec::with_capacity(plan.mounts.len());
+    for (index, mount) in plan.mounts.iter().enumerate() {
+        let given = opened
+            .iter()
+            .position(|(at, _)| *at == index)
+            .map(|position| opened.swap_remove(position).1);
+        mounts.push(prepare_mount(mount, root, given)?);
+    }
+    let bind_devices = plan.user_namespace.is_some();
+    let devices = plan
+        .devices
+        .iter()
+        .map(|device| prepare_device(device, bind_devices))
+        .collect::<Result<Vec<_>>>()?;
+    let paths = |field: &str, paths: &[String]| {
+        paths
+            .iter()
+            .map(|path| c_string(field, path))
+            .collect::<Result<Vec<_>>>()
+    };
+    let sysctls = plan
+        .sysctls
+        .iter()
+        .map(|sysctl| {
+            // Dots separate, unless slashes do; then dots belong to the names.
+            let path = if sysctl.name.contains('/') {
+                format!("sys/{}", sysctl.name)
+            } else {
+                format!("sys/{}", sysctl.name.replace('.', "/"))
+            };
+            Ok((
+                c_string("linux.sysctl", &path)?,
+                sysctl.value.clone().into_bytes(),
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Tree {
+        mounts,
+        devices,
+        dev: if plan.dev_links {
+            Some(Place::new("/dev", "/dev")?)
+        } else {
+            None
+        },
+        sysctls,
+        console: match plan.process.terminal {
+            Some(_) => Some(Place::new("/dev/console", "/dev/console")?),
+            None => None,
+        },
+        masked: paths("linux.maskedPaths", &plan.masked)?,
+        readonly: paths("linux.readonlyPaths", &plan.readonly)?,
+        null: if plan.masked.is_empty() {
+            None
+        } else {
+            Some(host_device(
+                Path::new("/dev/null"),
+                FileType::CharacterDevice,
+                1,
+                3,
+            )?)
+        },
+    })
+}
+
+fn prepare_mount(mount: &MountPlan, root: &Root, given: Option<OwnedFd>) -> Result<Mount> {
+    let field = mount.destination.as_str();
+    let mut after = Vec::new();
+    let source = match &mount.kind {
+        MountKind::Bind { source, recursive } => bind(mount, source, *recursive, given)?,
+        MountKind::New {
+            file_system,
+            copy_up: true,
+            data,
+            source,
+        } => {
+            let tree = copied_tmpfs(mount, source, data, root)?;
+            debug_assert_eq!(file_system, "tmpfs");
+            Source::Tree {
+                tree,
+                directory: true,
+            }
+        }
+        MountKind::New {
+            file_system,
+            source,
+            data,
+            copy_up: false,
+        } => {
+            for (word, deep) in [
+                (mount.propagation, false),
+                (mount.propagation_recursive, true),
+            ] {
+                if let Some(word) = word {
+                    after.push((propagation(word), deep));
+                }
+            }
+            Source::New {
+                file_system: c_string(field, file_system)?,
+                source: c_string(field, source)?,
+                data: if data.is_empty() {
+                    None
+                } else {
+                    Some(c_string(field, data)?)
+                },
+                flags: mount_flags(&mount.change) | mount_flags(&mount.change_recursive),
+            }
+        }
+        MountKind::Cgroup { view } => {
+            let flags = mount_flags(&mount.change) | mount_flags(&mount.change_recursive);
+            match view {
+                CgroupView::Unified => Source::New {
+                    file_system: c"cgroup2".to_owned(),
+                    source: c"cgroup".to_owned(),
+                    data: None,
+                    flags,
+                },
+                CgroupView::Hierarchies(hierarchies) => Source::Hierarchies {
+                    list: hierarchies
+                        .iter()
+                        .map(|hierarchy| {
+                            let options = if hierarchy.controllers.is_empty() {
+                                None
+                            } else {
+                                Some(c_string(field, &hierarchy.controllers)?)
+                            };
+                            Ok((c_string(field, &hierarchy.name)?, options))
+                        })
+                        .collect::<Result<_>>()?,
+                    flags,
+                },
+            }
+        }
+    };
+    Ok(Mount {
+        place: Place::new(field, &mount.destination)?,
+        source,
+        propagation: after,
+    })
+}
+
+/// Clones the mount that a bind mount shows, and gives it its attributes, here where errors can be
+/// told at length; the child only moves it in.
+fn bind(
+    mount: &MountPlan,
+    source: &str,
+    recursive: bool,
+    given: Option<OwnedFd>,
+) -> Result<Source> {
+    let prepare = |cause: Failure| Error::Prepare {
+        what: mount_text(mount),
+        cause,
+    };
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = match given {
+        Some(given) => open_tree(&given, c"", flags | OpenTreeFlags::AT_EMPTY_PATH),
+        None => open_tree(CWD, source, flags),
+    }
+    .map_err(Failure::of("open_tree"))
+    .map_err(prepare)?;
+    let stat = rustix::fs::fstat(&tree)
+        .map_err(Failure::of("fstat"))
+        .map_err(prepare)?;
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    // A clone of a shared mount is its peer: without this the container's mounts would appear on
+    // the host.
+    let (own, deep) = match (mount.propagation, mount.propagation_recursive) {
+        (None, None) => (None, Some(Propagation::Private)),
+        asked => asked,
+    };
+    for (change, propagation_asked, recursive) in [
+        (&mount.change_recursive, deep, true),
+        (&mount.change, own, false),
+    ] {
+        if change.is_empty() && propagation_asked.is_none() {
+            continue;
+        }
+        let (set, clear) = attributes(change);
+        let change = Change {
+            set,
+            clear,
+            propagation: propagation_asked.map_or(SysPropagation::Unchanged, propagation),
+            idmap: None,
+            recursive,
+        };
+        mount_setattr(&tree, c"", &change).map_err(prepare)?;
+    }
+    Ok(Source::Tree { tree, directory })
+}
+
+/// A tmpfs, detached, with a copy of what the image has at the destination.
+fn copied_tmpfs(mount: &MountPlan, source: &str, data: &str, root: &Root) -> Result<OwnedFd> {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+        fsconfig_set_string, fsmount, fsopen,
+    };
+    let prepare = |call: &'static str| {
+        move |errno: Errno| Error::Prepare {
+            what: mount_text(mount),
+            cause: Failure { call, errno },
+        }
+    };
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(prepare("fsopen"))?;
+    fsconfig_set_string(&context, c"source", source).map_err(prepare("fsconfig"))?;
+    for option in data.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, option),
+        }
+        .map_err(prepare("fsconfig"))?;
+    }
+    fsconfig_create(&context).map_err(prepare("fsconfig"))?;
+    let tree = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(prepare("fsmount"))?;
+    let from = match root.enter(Path::new(&mount.destination)) {
+        Ok(from) => Some(from),
+        Err(error) if error.is_not_found() => None,
+        Err(cause) => {
+            return Err(Error::File {
+                what: mount_text(mount),
+                cause,
+            });
+        }
+    };
+    if let Some(from) = from {
+        crate::copy::tree(&from, &tree).map_err(|cause| Error::File {
+            what: mount_text(mount),
+            cause,
+        })?;
+    }
+    let (set, clear) = attributes(&mount.change);
+    let change = Change {
+        set,
+        clear,
+        ..Change::default()
+    };
+    if !mount.change.is_empty() {
+        mount_setattr(&tree, c"", &change).map_err(|cause| Error::Prepare {
+            what: mount_text(mount),
+            cause,
+        })?;
+    }
+    Ok(tree)
+}
+
+fn prepare_device(device: &crate::DevicePlan, bind: bool) -> Result<Device> {
+    let place = Place::new("linux.devices", &device.path)?;
+    let kind = match device.kind {
+        DeviceKind::Character => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    let source = if bind && device.kind != DeviceKind::Fifo {
+        // By its own path: this is the host's tree, and what is found there is verified.
+        let path = Path::new(&device.path);
+        DeviceSource::Tree(host_device(path, kind, device.major, device.minor)?)
+    } else {
+        DeviceSource::Node {
+            kind,
+            mode: Mode::from_raw_mode(device.mode),
+            dev: rustix::fs::makedev(device.major, device.minor),
+            owner: (device.uid != 0 || device.gid != 0)
+                .then(|| (Uid::from_raw(device.uid), Gid::from_raw(device.gid))),
+        }
+    };
+    Ok(Device { place, source })
+}
+
+/// A detached mount of a device node of the host that is what it should be.
+fn host_device(path: &Path, kind: FileType, major: u32, minor: u32) -> Result<OwnedFd> {
+    let prepare = |call: &'static str| {
+        move |errno: Errno| Error::Prepare {
+            what: format!("cannot use the host's {}", path.display()),
+            cause: Failure { call, errno },
+        }
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags).map_err(prepare("open_tree"))?;
+    let stat = rustix::fs::fstat(&tree).map_err(prepare("fstat"))?;
+    if FileType::from_raw_mode(stat.st_mode) != kind
+        || stat.st_rdev != rustix::fs::makedev(major, minor)
+    {
+        return Err(prepare("fstat")(Errno::NODEV));
+    }
+    let change = Change {
+        propagation: SysPropagation::Private,
+        ..Change::default()
+    };
+    mount_setattr(&tree, c"", &change)
+        .map_err(|failure| prepare("mount_setattr")(failure.errno))?;
+    Ok(tree)
+}
+
+/// Prepares the program. `root` is the container's root, for its passwd.
+pub(crate) fn process(process: &ProcessPlan, root: &Root) -> Result<Prepared> {
+    let (uid, gid, groups, home) = match &process.user {
+        UserPlan::Ids {
+            uid,
+            gid,
+            additional_gids,
+        } => {
+            let has_home = process.env.iter().any(|entry| entry.starts_with("HOME="));
+            let home = if has_home {
+                None
+            } else {
+                user::home_of(root, *uid)?
+            };
+            (*uid, *gid, additional_gids.clone(), home)
+        }
+        UserPlan::Lookup { spec, group_add } => {
+            let found = user::resolve(root, spec, group_add)?;
+            (
+                found.uid,
+                found.gid,
+                found.additional_gids,
+                Some(found.home),
+            )
+        }
+    };
+    let mut env = process.env.clone();
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push(format!("HOME={}", home.as_deref().unwrap_or("/")));
+    }
+    let strings = |field: &str, list: &[String]| {
+        list.iter()
+            .map(|text| c_string(field, text))
+            .collect::<Result<Vec<_>>>()
+    };
+    let first = process.args.first().map_or("", String::as_str);
+    Ok(Prepared {
+        candidates: strings("process.args", &candidates(first, &env))?,
+        args: CStringArray::new(strings("process.args", &process.args)?),
+        env: CStringArray::new(strings("process.env", &env)?),
+        cwd: Place::new("process.cwd", &process.cwd)?,
+        uid: Uid::from_raw(uid),
+        gid: Gid::from_raw(gid),
+        groups: groups.into_iter().map(Gid::from_raw).collect(),
+        umask: Mode::from_raw_mode(process.umask.unwrap_or(0o022)),
+        terminal: process.terminal,
+        capabilities: process.capabilities.as_ref().map(capabilities),
+        rlimits: process
+            .rlimits
+            .iter()
+            .map(|limit| {
+                let number = |number: u64| (number != u64::MAX).then_some(number);
+                let resource = resource(&limit.resource).ok_or_else(|| Error::Config {
+                    field: "process.rlimits".to_owned(),
+                    reason: format!("`{}` is not a resource limit", limit.resource),
+                })?;
+                let limit = Rlimit {
+                    current: number(limit.soft),
+                    maximum: number(limit.hard),
+                };
+                Ok((resource, limit))
+            })
+            .collect::<Result<_>>()?,
+        no_new_privileges: process.no_new_privileges,
+        seccomp: process.seccomp.clone(),
+        new_keyring: process.new_keyring,
+        init: process.init,
+    })
+}
+
+/// What execvp(3) would try.
+pub(crate) fn candidates(program: &str, env: &[String]) -> Vec<String> {
+    if program.contains('/') || program.is_empty() {
+        return vec![program.to_owned()];
+    }
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    path.split(':')
+        .map(|dir| {
+            if dir.is_empty() {
+                format!("./{program}")
+            } else {
+                format!("{dir}/{program}")
+            }
+        })
+        .collect()
+}
+
+fn capabilities(sets: &crate::CapabilitySets) -> Capabilities {
+    let set = |list: &[Capability]| {
+        CapabilitySet::from_bits_retain(list.iter().fold(0, |bits, one| bits | one.bit()))
+    };
+    let single = |capability: Capability| CapabilitySet::from_bits_retain(capability.bit());
+    Capabilities {
+        dropped: Capability::all()
+            .filter(|capability| !sets.bounding.contains(capability))
+            .map(single)
+            .collect(),
+        sets: CapabilitySets {
+            effective: set(&sets.effective),
+            permitted: set(&sets.permitted),
+            inheritable: set(&sets.inheritable),
+        },
+        ambient: sets.ambient.iter().copied().map(single).collect(),
+    }
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "RLIMIT_AS" => Resource::As,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_CPU" => Resource::Cpu,
+        "RLIMIT_DATA" => Resource::Data,
+        "RLIMIT_FSIZE" => Resource::Fsize,
+        "RLIMIT_LOCKS" => Resource::Locks,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
+        "RLIMIT_NICE" => Resource::Nice,
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_RSS" => Resource::Rss,
+        "RLIMIT_RTPRIO" => Resource::Rtprio,
+        "RLIMIT_RTTIME" => Resource::Rttime,
+        "RLIMIT_SIGPENDING" => Resource::Sigpending,
+        "RLIMIT_STACK" => Resource::Stack,
+        _ => return None,
+    })
+}
+
+/// A duplicate above standard error, so that `dup2` in the child overwrites none that is still
+/// needed.
+pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 {
+        return Ok(fd);
+    }
+    rustix::io::fcntl_dupfd_cloexec(&fd, 3).map_err(|errno| Error::Prepare {
+        what: "cannot duplicate a file".to_owned(),
+        cause: Failure {
+            call: "fcntl",
+            errno,
+        },
+    })
+}
+
+/// Opens a path of the host as O_PATH.
+pub(crate) fn open_path(path: &str) -> std::result::Result<OwnedFd, Failure> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Failure::of("open"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_for_where_its_own_path_says() {
+        let env = |path: &str| vec!["PATH=/ignored".to_owned(), format!("PATH={path}")];
+        assert_eq!(candidates("/bin/x", &env("/a")), ["/bin/x"]);
+        assert_eq!(candidates("./x", &env("/a")), ["./x"]);
+        assert_eq!(candidates("x", &env("/a:/b")), ["/a/x", "/b/x"]);
+        assert_eq!(candidates("x", &env("/a:")), ["/a/x", "./x"]);
+        assert_eq!(candidates("x", &[]).len(), 6);
+        assert_eq!(candidates("", &[]), [""]);
+    }
+
+    #[test]
+    fn a_place_knows_every_folder_on_the_way() {
+        let place = Place::new("x", "/a/./b/../c//d").unwrap();
+        assert_eq!(place.path.as_c_str(), c"/a/c/d");
+        let steps: Vec<_> = place
+            .steps
+            .iter()
+            .map(|(path, _)| path.as_c_str())
+            .collect();
+        assert_eq!(steps, [c"/a", c"/a/c", c"/a/c/d"]);
+        assert_eq!(Place::new("x", "/../..").unwrap().path.as_c_str(), c"/");
+        assert!(Place::new("x", "/a\0b").is_err());
+    }
+}
