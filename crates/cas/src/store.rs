@@ -76,30 +76,27 @@ impl Store {
     /// # Errors
     /// When the temporary file cannot be made.
     pub fn writer(&self) -> Result<Writer> {
-        // Unnamed until it is whole: a killed writer leaves nothing. File systems without unnamed
-        // files (NFS, older overlayfs) get a named one.
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let (file, name) = match rustix::fs::open(&self.partial, flags | OFlags::TMPFILE, mode) {
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let name = self.temporary()?;
-                let create = flags | OFlags::CREATE | OFlags::EXCL;
-                (rustix::fs::open(&name, create, mode), Some(name))
-            }
-            opened => (opened, None),
-        };
-        let file = file.map_err(knarr_fs::Error::of(
-            "create a file in",
-            "open",
-            &self.partial,
-        ))?;
+        let (file, name) = self.create()?;
         Ok(Writer {
             store: self.clone(),
-            file: File::from(file),
+            file,
             name,
             hasher: Hasher::new(),
             size: 0,
         })
+    }
+
+    /// An empty file without a name, for bytes that must be read more than once. It is gone when
+    /// it is closed.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn scratch(&self) -> Result<File> {
+        let (file, name) = self.create()?;
+        if let Some(name) = name {
+            knarr_fs::remove_file(&name)?;
+        }
+        Ok(file)
     }
 
     /// Opens a blob for reading; its bytes are not checked.
@@ -240,6 +237,28 @@ impl Store {
 
     fn lease_path(&self) -> PathBuf {
         self.partial.join(LEASE)
+    }
+
+    /// A new file in `partial/`, and its name where it has one.
+    fn create(&self) -> Result<(File, Option<PathBuf>)> {
+        // Unnamed until it is whole: a killed writer leaves nothing. File systems without unnamed
+        // files (NFS, older overlayfs) get a named one.
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let (file, name) = match rustix::fs::open(&self.partial, flags | OFlags::TMPFILE, mode) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let name = self.temporary()?;
+                let create = flags | OFlags::CREATE | OFlags::EXCL;
+                (rustix::fs::open(&name, create, mode), Some(name))
+            }
+            opened => (opened, None),
+        };
+        let file = file.map_err(knarr_fs::Error::of(
+            "create a file in",
+            "open",
+            &self.partial,
+        ))?;
+        Ok((File::from(file), name))
     }
 
     /// A fresh name in `partial/`.

@@ -1,17 +1,57 @@
 //! What an image is: pull, load and import into blobs and layers; names, lists, removal.
+//!
+//! Owns, below the data root:
+//!
+//! ```text
+//! refs/<registry>/<repo…>/_tags/<tag>        one image id, like a git ref
+//!                         _digests/<hex>     one image id: the digest a registry has for it
+//! images/<hex of the image id>/image.json    manifest digest, layer ids, the configuration (versioned)
+//!                              lock          flock: shared by who uses the image, exclusive to remove it
+//!                              removed       marks a removal under way, or waiting for a stopped container
+//! blobs/sha256/<hex>                         manifests and configurations (kept by `knarr-cas`)
+//! layers/                                    (kept by `knarr-layer`)
+//! <run root>/claims/<diff id>                flock: who is bringing this layer
+//! ```
+//!
+//! An image's id is the digest of its configuration, as Docker's. It exists from the rename of its
+//! folder in `images/` until `removed` appears in it: both are single steps, so a killed pull, load
+//! or rmi did nothing or everything; what it leaves besides is unreachable and is removed by the
+//! next [`Store::remove`].
+//!
+//! ```text
+//! registry ─ thread ─┐                        ┌ finish, bottom up ─ image.json ─ names
+//! archive  ─ thread ─┴ inflate, hash ─ Ingest ┘  (index, fsync, rename)
+//! ```
+//!
+//! Layers come in all at once, each in threads of its own, and are published from the bottom up;
+//! every thread is joined before a call returns. Who brings a layer holds a shared lock on it until
+//! the image is published, so that a removal at the same time leaves it.
+//!
+//! It never mounts a layer, never runs anything, and prints nothing: it tells a [`Progress`].
 
+mod archive;
+mod assemble;
+mod change;
 mod error;
 mod image;
+mod import;
+mod inflate;
+mod load;
+mod names;
+mod near;
 mod progress;
+mod pull;
+mod record;
+mod remove;
+mod save;
+mod select;
 mod store;
 
 pub use error::{Error, Result};
 pub use image::{Image, ImageId, Listed, Removed, User};
+pub use knarr_layer::LayerId;
 pub use progress::{Event, LayerState, Progress, Silent};
 pub use store::{
     Hold, ImportOptions, Listing, Loaded, PullOptions, PullPolicy, Pulled, SaveFormat, Source,
     Store,
 };
-
-/// A layer's id. TODO: `knarr_layer::LayerId` once it exists.
-pub type LayerId = knarr_spec::Digest;

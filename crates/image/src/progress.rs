@@ -32,6 +32,8 @@ pub enum Event {
     },
     /// The registry's digest for the reference (`Digest: sha256:…`).
     Resolved(Digest),
+    /// An image of an archive is in the store (`Loaded image: name`).
+    Loaded(crate::Loaded),
     /// Something failed that will be tried again; the text says what and when.
     Retrying(String),
 }

@@ -3,21 +3,45 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use knarr_fs::{Lock, Trash, failpoint};
+use knarr_spec::manifest::DOCUMENT_LIMIT;
 use knarr_spec::{Digest, Platform, Reference};
 
-use crate::{Image, ImageId, Listed, Progress, Removed, Result, User};
+use crate::assemble::{Assembled, Context};
+use crate::names::{AllNames, Names};
+use crate::record::{NewRecord, Record, Records};
+use crate::{Error, Image, ImageId, Listed, Progress, Result, near};
 
 /// The images below a data root. Cheap to open: nothing is read until asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
-    root: PathBuf,
+    pub(crate) data_root: PathBuf,
+    pub(crate) run_root: PathBuf,
+    pub(crate) blobs: knarr_cas::Store,
+    pub(crate) layers: knarr_layer::Store,
+    pub(crate) names: Names,
+    pub(crate) records: Records,
 }
 
-/// Keeps an image from being removed while it lives (shared `flock` on the image's folder).
+/// Keeps an image from being removed while it lives (a shared `flock` in the image's folder).
 #[derive(Debug)]
 pub struct Hold {
-    #[allow(dead_code, reason = "held for its drop")]
-    file: std::fs::File,
+    _lock: Lock,
+}
+
+/// What a pull, load or import has made, about to become an image.
+pub(crate) struct NewImage<'a> {
+    pub(crate) manifest: &'a [u8],
+    pub(crate) config: &'a [u8],
+    pub(crate) assembled: &'a Assembled,
+    pub(crate) names: &'a [Reference],
+}
+
+/// What became of it.
+pub(crate) struct Stored {
+    pub(crate) image: Image,
+    /// Whether its first name meant another image before, or nothing.
+    pub(crate) newer: bool,
 }
 
 /// When a name is looked up at the registry.
@@ -56,7 +80,9 @@ pub struct Pulled {
 pub enum Source<'a> {
     /// A file, or the folder of an OCI layout.
     Path(&'a Path),
-    /// A stream, such as standard input.
+    /// An open file; one that can seek is read in place, as if by its path.
+    File(std::fs::File),
+    /// Any other stream.
     Stream(&'a mut (dyn Read + Send)),
 }
 
@@ -64,6 +90,7 @@ impl std::fmt::Debug for Source<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::File(file) => f.debug_tuple("File").field(file).finish(),
             Self::Stream(_) => f.write_str("Stream"),
         }
     }
@@ -116,20 +143,28 @@ impl Store {
     /// # Errors
     /// When the folders cannot be made.
     pub fn open(data_root: &Path, run_root: &Path) -> Result<Self> {
-        let _ = run_root;
         Ok(Self {
-            root: data_root.to_owned(),
+            data_root: data_root.to_owned(),
+            run_root: run_root.to_owned(),
+            blobs: knarr_cas::Store::open(data_root)?,
+            layers: knarr_layer::Store::open(data_root),
+            names: Names::below(data_root),
+            records: Records::below(data_root),
         })
     }
 
-    /// The image that `name` means: `name[:tag]`, `name@digest`, or an id or a prefix of one.
-    /// Three small files are read.
+    /// The layers.
+    pub fn layers(&self) -> &knarr_layer::Store {
+        &self.layers
+    }
+
+    /// The image that `name` means: `name[:tag]`, `name@digest`, an id, or a prefix of one.
+    /// A name costs two small file reads, an id one.
     ///
     /// # Errors
     /// `NotFound` with near names, `Ambiguous` for a prefix of several ids.
     pub fn resolve(&self, name: &str) -> Result<Image> {
-        let _ = (name, &self.root);
-        todo!()
+        Ok(self.find(name)?.1)
     }
 
     /// [`resolve`](Self::resolve), and a shared lock that keeps the image until it is dropped.
@@ -138,8 +173,22 @@ impl Store {
     /// # Errors
     /// As [`resolve`](Self::resolve).
     pub fn resolve_and_hold(&self, name: &str) -> Result<(Image, Hold)> {
-        let _ = name;
-        todo!()
+        loop {
+            let image = self.resolve(name)?;
+            let Some(lock) = self.records.hold(image.id)? else {
+                // Removed in between: what does the name mean now?
+                continue;
+            };
+            // Now it cannot go away any more, unless it has.
+            match self.records.read(image.id)? {
+                Some(Record {
+                    removed: false,
+                    image,
+                    ..
+                }) => return Ok((image, Hold { _lock: lock })),
+                _ => continue,
+            }
+        }
     }
 
     /// The image with this id, also one that `rmi --force` took away under a stopped container.
@@ -147,8 +196,13 @@ impl Store {
     /// # Errors
     /// `NotFound`, or what reading it gave.
     pub fn get(&self, id: ImageId) -> Result<Image> {
-        let _ = id;
-        todo!()
+        match self.records.read(id)? {
+            Some(record) => Ok(record.image),
+            None => Err(Error::NotFound {
+                name: id.to_string(),
+                near: Vec::new(),
+            }),
+        }
     }
 
     /// The names of an image.
@@ -156,8 +210,7 @@ impl Store {
     /// # Errors
     /// When the store's folders cannot be read.
     pub fn describe(&self, image: Image) -> Result<Listed> {
-        let _ = image;
-        todo!()
+        Ok(listed(image, &self.names.all()?))
     }
 
     /// The exact bytes of the image's configuration.
@@ -165,8 +218,15 @@ impl Store {
     /// # Errors
     /// When the blob is missing or damaged.
     pub fn config_bytes(&self, id: ImageId) -> Result<Vec<u8>> {
-        let _ = id;
-        todo!()
+        Ok(self.blobs.read(id.digest(), DOCUMENT_LIMIT)?)
+    }
+
+    /// The exact bytes of the image's manifest.
+    ///
+    /// # Errors
+    /// When the blob is missing or damaged.
+    pub fn manifest_bytes(&self, image: &Image) -> Result<Vec<u8>> {
+        Ok(self.blobs.read(image.manifest, DOCUMENT_LIMIT)?)
     }
 
     /// All images with their names.
@@ -174,21 +234,25 @@ impl Store {
     /// # Errors
     /// When the store itself cannot be read; a damaged image is in [`Listing::damaged`].
     pub fn list(&self) -> Result<Listing> {
-        todo!()
-    }
-
-    /// `pull`: fetches `reference`, all layers at once. Joins every thread before it returns.
-    ///
-    /// # Errors
-    /// The registry's, or the store's; nothing half-made stays.
-    pub fn pull(
-        &self,
-        reference: &Reference,
-        options: &PullOptions,
-        progress: &dyn Progress,
-    ) -> Result<Pulled> {
-        let _ = (reference, options, progress);
-        todo!()
+        let names = self.names.all()?;
+        let mut listing = Listing::default();
+        let mut found = Vec::new();
+        for id in self.records.ids()? {
+            match self.records.read(id) {
+                Ok(Some(record)) if !record.removed => {
+                    let created = record.image.config.created.as_deref();
+                    let made = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+                    let key = (made, record.stored, id);
+                    found.push((key, listed(record.image, &names)));
+                }
+                Ok(_) => {}
+                Err(error) => listing.damaged.push(error),
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| b.cmp(a));
+        listing.images = found.into_iter().map(|(_, image)| image).collect();
+        listing.damaged.extend(names.damaged);
+        Ok(listing)
     }
 
     /// What `run` and `create` need: the image of that name, pulled where `policy` says so (also
@@ -203,86 +267,196 @@ impl Store {
         options: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<(Image, Hold)> {
-        let _ = (name, policy, options, progress);
-        todo!()
-    }
-
-    /// `load`: docker-archive, oci-archive or the folder of an OCI layout; gzip, zstd or plain.
-    /// `platform` picks from multi-platform indexes.
-    ///
-    /// # Errors
-    /// A damaged or lying archive, or the store's; nothing half-made stays.
-    pub fn load(
-        &self,
-        source: Source<'_>,
-        platform: Option<&Platform>,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Loaded>> {
-        let _ = (source, platform, progress);
-        todo!()
-    }
-
-    /// `import`: makes an image of a root file system tar.
-    ///
-    /// # Errors
-    /// A damaged tar, a wrong change, or the store's.
-    pub fn import(
-        &self,
-        source: Source<'_>,
-        options: &ImportOptions,
-        progress: &dyn Progress,
-    ) -> Result<Image> {
-        let _ = (source, options, progress);
-        todo!()
-    }
-
-    /// `save`: writes images with their names into one archive.
-    ///
-    /// # Errors
-    /// Names that mean nothing, damaged blobs, or the writer's.
-    pub fn save(
-        &self,
-        names: &[String],
-        format: SaveFormat,
-        out: &mut dyn std::io::Write,
-    ) -> Result<()> {
-        let _ = (names, format, out);
-        todo!()
+        let fits = |image: &Image| {
+            let wanted = options.platform.as_ref();
+            wanted.is_none_or(|wanted| image.platform.satisfies(wanted))
+        };
+        if policy != PullPolicy::Always {
+            match self.resolve_and_hold(name) {
+                Ok((image, hold)) if fits(&image) => return Ok((image, hold)),
+                Ok((image, _)) if policy == PullPolicy::Never => {
+                    return Err(Error::Platform {
+                        name: name.to_owned(),
+                        wanted: options.platform.clone().unwrap_or_default(),
+                        actual: image.platform,
+                    });
+                }
+                Err(error @ Error::NotFound { .. }) if policy == PullPolicy::Never => {
+                    return Err(error);
+                }
+                Ok(_) | Err(Error::NotFound { .. } | Error::Record { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let reference = parse_name(name)?;
+        loop {
+            let pulled = self.pull(&reference, options, progress)?;
+            // `rmi` may be faster than this call.
+            if let Some(lock) = self.records.hold(pulled.image.id)? {
+                return Ok((pulled.image, Hold { _lock: lock }));
+            }
+        }
     }
 
     /// `tag`: gives the image another name.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve); `Invalid` for a target with a digest.
+    /// As [`resolve`](Self::resolve); [`Error::TagWithDigest`].
     pub fn tag(&self, source: &str, target: &Reference) -> Result<()> {
-        let _ = (source, target);
-        todo!()
+        if target.digest().is_some() {
+            return Err(Error::TagWithDigest {
+                name: target.clone(),
+            });
+        }
+        let (image, _hold) = self.resolve_and_hold(source)?;
+        let lock = self.names.lock()?;
+        self.names.write(&lock, target, image.id)
     }
 
-    /// `rmi`: by Docker's rules removes a name, or the image with its last name. `users` lists the
-    /// containers (stopped ones too) made from an image; it is called while the image is locked.
-    /// Where `force` removes an image that a stopped container still needs, it vanishes from lists
-    /// but its layers stay until [`release`](Self::release).
+    /// Deletes what removals left in the trash. Takes as long as deleting takes: call it after the
+    /// user has the answer.
     ///
     /// # Errors
-    /// `Conflict` in Docker's words, `NotFound`.
-    pub fn remove(
-        &self,
-        name: &str,
-        force: bool,
-        users: &dyn Fn(ImageId) -> Vec<User>,
-    ) -> Result<Vec<Removed>> {
-        let _ = (name, force, users);
-        todo!()
+    /// As unlinkat(2), after trying everything.
+    pub fn empty_trash(&self) -> Result<()> {
+        Ok(self.trash().empty()?)
     }
 
-    /// To be called after a container is removed: frees its image if `rmi --force` left it for
-    /// that container. One `stat` where there is nothing to do.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn release(&self, id: ImageId, users: &dyn Fn(ImageId) -> Vec<User>) -> Result<()> {
-        let _ = (id, users);
-        todo!()
+    pub(crate) fn trash(&self) -> Trash {
+        Trash::below(&self.data_root)
     }
+
+    pub(crate) fn context<'a>(&'a self, name: String, progress: &'a dyn Progress) -> Context<'a> {
+        Context {
+            layers: &self.layers,
+            claims: self.run_root.join("claims"),
+            progress,
+            name,
+        }
+    }
+
+    /// Makes an image of what is in the store, and names it. The blobs' lease must be held.
+    pub(crate) fn store_image(&self, new: &NewImage<'_>) -> Result<Stored> {
+        let manifest = self.blobs.put(new.manifest)?;
+        let id = ImageId::from(self.blobs.put(new.config)?);
+        failpoint!("image.blobs-stored");
+        if self.records.is_hidden(id) {
+            // The names of a removal that was not finished must not come back with it.
+            self.remove_names(id)?;
+        }
+        let hold = self.records.publish(&NewRecord {
+            id,
+            manifest,
+            config: new.config,
+            layers: new.assembled.ids(),
+            size: new.assembled.size(),
+        })?;
+        let mut newer = false;
+        if !new.names.is_empty() {
+            let lock = self.names.lock()?;
+            for (n, name) in new.names.iter().enumerate() {
+                newer |= n == 0 && !matches!(self.names.read(name), Ok(Some(had)) if had == id);
+                self.names.write(&lock, name, id)?;
+            }
+        }
+        let image = self.get(id)?;
+        drop(hold);
+        Ok(Stored { image, newer })
+    }
+
+    /// The name or id that `name` is, and its image.
+    pub(crate) fn find(&self, name: &str) -> Result<(Named, Image)> {
+        let visible = |id| {
+            let record = self.records.read(id)?;
+            Ok::<_, Error>(record.filter(|r| !r.removed).map(|r| r.image))
+        };
+        if let Ok(id) = name.parse::<ImageId>() {
+            return match visible(id)? {
+                Some(image) => Ok((Named::Id, image)),
+                None => Err(self.not_found(name)),
+            };
+        }
+        let reference = name.parse::<Reference>();
+        if let Ok(reference) = &reference
+            && let Some(id) = self.names.read(reference)?
+            && let Some(image) = visible(id)?
+        {
+            return Ok((Named::Name(reference.clone()), image));
+        }
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        if is_hex(prefix) {
+            let mut matches: Vec<ImageId> = self.records.ids()?;
+            matches.retain(|id| id.digest().hex().starts_with(prefix));
+            matches.retain(|id| !self.records.is_hidden(*id));
+            match matches.as_slice() {
+                [] => {}
+                [id] => {
+                    if let Some(image) = visible(*id)? {
+                        return Ok((Named::Id, image));
+                    }
+                }
+                _ => {
+                    return Err(Error::Ambiguous {
+                        prefix: name.to_owned(),
+                        matches,
+                    });
+                }
+            }
+        }
+        match reference {
+            Ok(_) => Err(self.not_found(name)),
+            Err(cause) => Err(Error::Name {
+                name: name.to_owned(),
+                cause,
+            }),
+        }
+    }
+
+    fn not_found(&self, name: &str) -> Error {
+        let full = name
+            .parse::<Reference>()
+            .map_or_else(|_| name.to_owned(), |reference| reference.familiar());
+        // Only to help: without the list there is no suggestion.
+        let known = self.names.all().unwrap_or_default();
+        let known = known.names.keys().filter(|name| name.digest().is_none());
+        Error::NotFound {
+            name: name.to_owned(),
+            near: near::names(&full, known.map(Reference::familiar)),
+        }
+    }
+}
+
+/// How an image was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Named {
+    Name(Reference),
+    /// By its id or a prefix.
+    Id,
+}
+
+fn listed(image: Image, names: &AllNames) -> Listed {
+    let (digests, tags) = names
+        .of(image.id)
+        .cloned()
+        .partition(|name: &Reference| name.digest().is_some());
+    Listed {
+        image,
+        tags,
+        digests,
+    }
+}
+
+pub(crate) fn parse_name(name: &str) -> Result<Reference> {
+    name.parse().map_err(|cause| Error::Name {
+        name: name.to_owned(),
+        cause,
+    })
+}
+
+fn is_hex(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

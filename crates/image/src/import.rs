@@ -1,0 +1,120 @@
+//! From a root file system.
+
+use std::fs::File;
+use std::io::Read;
+
+use knarr_fs::failpoint;
+use knarr_spec::Platform;
+use knarr_spec::image::{ExecutionConfig, History, ImageConfig, RootFs};
+
+use crate::archive::label;
+use crate::assemble::Assembled;
+use crate::inflate::{self, Failure, Hashing};
+use crate::load::plain_manifest;
+use crate::store::NewImage;
+use crate::{Error, Image, ImportOptions, Progress, Result, Source, Store, change};
+
+impl Store {
+    /// `import`: makes an image of one layer of a root file system tar (gzip, zstd or plain).
+    ///
+    /// # Errors
+    /// A damaged tar, a wrong change, or the store's.
+    pub fn import(
+        &self,
+        source: Source<'_>,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let label = label(&source);
+        // A wrong change must not cost the time of an import.
+        let mut execution = ExecutionConfig::default();
+        for instruction in &options.changes {
+            change::apply(&mut execution, instruction)?;
+        }
+        let _lease = self.blobs.lease()?;
+        let mut file;
+        let stream: &mut dyn Read = match source {
+            Source::Path(path) => {
+                file = File::from(knarr_fs::open_read(path)?);
+                &mut file
+            }
+            Source::File(opened) => {
+                file = opened;
+                &mut file
+            }
+            Source::Stream(stream) => stream,
+        };
+        let mut ingest = self.layers.ingest(None)?;
+        match inflate::copy(stream, Hashing::Never, &mut ingest) {
+            Ok(_) => {}
+            Err(Failure::Source(cause)) => {
+                return Err(Error::ArchiveRead {
+                    archive: label,
+                    cause,
+                });
+            }
+            Err(Failure::Sink(cause)) => {
+                return Err(match cause.downcast::<knarr_layer::Error>() {
+                    Ok(cause) => Error::LayerStore(cause),
+                    Err(cause) => Error::ArchiveRead {
+                        archive: label,
+                        cause,
+                    },
+                });
+            }
+        }
+        failpoint!("import.taken");
+        let layer = ingest.finish(&[])?;
+        failpoint!("import.layer-present");
+        let assembled: Assembled = self.context(label.clone(), progress).hold(layer)?;
+        let config = describe(options, execution, &assembled, &label);
+        let config = serde_json::to_vec(&config).map_err(|cause| Error::Config {
+            name: label.clone(),
+            cause,
+        })?;
+        let layers = assembled.layers.iter().map(|l| (l.diff_id, l.size));
+        let manifest = plain_manifest(&config, layers).map_err(|cause| Error::Config {
+            name: label.clone(),
+            cause,
+        })?;
+        let names: Vec<_> = options.reference.iter().cloned().collect();
+        let stored = self.store_image(&NewImage {
+            manifest: &manifest,
+            config: &config,
+            assembled: &assembled,
+            names: &names,
+        })?;
+        Ok(stored.image)
+    }
+}
+
+fn describe(
+    options: &ImportOptions,
+    config: ExecutionConfig,
+    assembled: &Assembled,
+    label: &str,
+) -> ImageConfig {
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let created = Some(jiff::Timestamp::now().to_string());
+    let comment = options
+        .message
+        .clone()
+        .unwrap_or_else(|| format!("Imported from {label}"));
+    ImageConfig {
+        created: created.clone(),
+        architecture: platform.architecture,
+        variant: platform.variant,
+        os: platform.os,
+        config,
+        rootfs: RootFs {
+            diff_ids: assembled.layers.iter().map(|l| l.diff_id).collect(),
+            ..RootFs::default()
+        },
+        history: vec![History {
+            created,
+            comment: Some(comment),
+            ..History::default()
+        }],
+        ..ImageConfig::default()
+    }
+}

@@ -1,0 +1,181 @@
+//! Compressed bytes in, tar bytes out. What a stream is, its first bytes say, not its media type:
+//! registries and archives are full of wrong ones.
+
+use std::io::{self, BufReader, Cursor, Read, Write};
+
+use knarr_cas::Hasher;
+use knarr_spec::Digest;
+
+/// What moves at once, in bytes.
+const PIECE: usize = 256 << 10;
+/// The largest window a zstd stream may ask for, as a power of two: 128 MiB, zstd's own default
+/// and what `zstd --ultra -22` makes.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a stream is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// What went through [`copy`].
+#[derive(Debug)]
+pub(crate) struct Copied {
+    /// Of the compressed bytes, where they were hashed.
+    pub(crate) digest: Option<Digest>,
+}
+
+/// On which side a copy failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The source ended early, broke, or is not well-formed.
+    Source(io::Error),
+    /// The bytes could not be taken.
+    Sink(io::Error),
+}
+
+/// When the compressed bytes are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hashing {
+    Always,
+    /// Not where they are the tar itself, which the sink hashes.
+    Compressed,
+    Never,
+}
+
+/// What the first bytes of a stream say.
+pub(crate) fn detect(start: &[u8]) -> io::Result<Compression> {
+    let unsupported = |what: &str| {
+        let message = format!("{what} compression is not supported, only gzip and zstd are");
+        Err(io::Error::new(io::ErrorKind::Unsupported, message))
+    };
+    match start {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        // A skippable frame, as zstd:chunked and pzstd write first.
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
+        [b'B', b'Z', b'h', ..] => unsupported("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => unsupported("xz"),
+        _ => Ok(Compression::None),
+    }
+}
+
+/// Reads `source` to its end and writes what it holds, inflated, to `sink`.
+pub(crate) fn copy(
+    mut source: &mut dyn Read,
+    hashing: Hashing,
+    sink: &mut dyn Write,
+) -> Result<Copied, Failure> {
+    let mut start = Vec::new();
+    Read::by_ref(&mut source)
+        .take(6)
+        .read_to_end(&mut start)
+        .map_err(Failure::Source)?;
+    let compression = detect(&start).map_err(Failure::Source)?;
+    let hashed = match hashing {
+        Hashing::Always => true,
+        Hashing::Compressed => compression != Compression::None,
+        Hashing::Never => false,
+    };
+    let mut tee = Tee {
+        source: Cursor::new(start).chain(source),
+        hasher: hashed.then(Hasher::new),
+    };
+    match compression {
+        Compression::None => pump(&mut tee, sink)?,
+        Compression::Gzip => {
+            let buffered = BufReader::with_capacity(PIECE / 2, &mut tee);
+            pump(&mut flate2::bufread::MultiGzDecoder::new(buffered), sink)?;
+        }
+        Compression::Zstd => {
+            let buffered = BufReader::with_capacity(PIECE / 2, &mut tee);
+            let mut decoder =
+                zstd::stream::read::Decoder::with_buffer(buffered).map_err(Failure::Source)?;
+            decoder
+                .window_log_max(ZSTD_WINDOW_LOG)
+                .map_err(Failure::Source)?;
+            pump(&mut decoder, sink)?;
+        }
+    }
+    // What follows the compressed data belongs to the blob's digest.
+    io::copy(&mut tee, &mut io::sink()).map_err(Failure::Source)?;
+    Ok(Copied {
+        digest: tee.hasher.map(Hasher::finish),
+    })
+}
+
+fn pump(source: &mut dyn Read, sink: &mut dyn Write) -> Result<(), Failure> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let n = match source.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Failure::Source(error)),
+        };
+        match buffer.get(..n) {
+            None | Some([]) => return Ok(()),
+            Some(bytes) => sink.write_all(bytes).map_err(Failure::Sink)?,
+        }
+    }
+}
+
+/// Hashes what passes.
+struct Tee<R> {
+    source: R,
+    hasher: Option<Hasher>,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.read(buffer)?;
+        if let (Some(hasher), Some(bytes)) = (&mut self.hasher, buffer.get(..n)) {
+            hasher.update(bytes);
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn every_compression_gives_the_same_bytes_and_its_own_digest() {
+        let plain: Vec<u8> = (0..1_000_000u32)
+            .flat_map(|n| (n % 251).to_le_bytes())
+            .collect();
+        let (first, second) = plain.split_at(1000);
+        // Concatenated gzip members are one stream.
+        let two = [gzip(first), gzip(second)].concat();
+        let squeezed = zstd::stream::encode_all(&plain[..], 3).unwrap();
+        for source in [plain.clone(), gzip(&plain), two, squeezed] {
+            let mut out = Vec::new();
+            let copied = copy(&mut &source[..], Hashing::Always, &mut out).unwrap();
+            assert!(out == plain);
+            assert_eq!(copied.digest, Some(Hasher::digest(&source)));
+            let cut = &source[..source.len() - 1];
+            let result = copy(&mut &cut[..], Hashing::Always, &mut io::sink());
+            assert_eq!(result.is_ok(), source == plain);
+        }
+        let mut out = Vec::new();
+        let copied = copy(&mut &plain[..], Hashing::Compressed, &mut out).unwrap();
+        assert_eq!(copied.digest, None);
+        for odd in [&b""[..], b"x", b"\x1f"] {
+            let mut out = Vec::new();
+            copy(&mut &odd[..], Hashing::Always, &mut out).unwrap();
+            assert_eq!(out, odd);
+        }
+        assert!(matches!(
+            copy(&mut &b"\xfd7zXZ\0..."[..], Hashing::Never, &mut io::sink()),
+            Err(Failure::Source(e)) if e.to_string().contains("xz")
+        ));
+    }
+}

@@ -1,0 +1,296 @@
+//! `rmi`, by Docker's rules (moby, daemon/images/image_delete.go).
+
+use std::collections::HashSet;
+
+use knarr_fs::{Lock, failpoint};
+use knarr_spec::Reference;
+
+use crate::assemble::lock_path;
+use crate::store::Named;
+use crate::{Error, Image, ImageId, LayerId, Removed, Result, Store, User};
+
+/// Who asks the engine which containers an image has.
+type Users<'a> = &'a dyn Fn(ImageId) -> Vec<User>;
+
+impl Store {
+    /// `rmi`: by Docker's rules removes a name, or the image with its last name. `users` lists the
+    /// containers (stopped ones too) made from an image; it is called while the image is locked.
+    /// Where `force` removes an image that a stopped container still needs, it vanishes from lists
+    /// but its layers stay until [`release`](Self::release).
+    ///
+    /// The space is free after [`empty_trash`](Self::empty_trash).
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] in Docker's words, [`Error::NotFound`].
+    pub fn remove(&self, name: &str, force: bool, users: Users<'_>) -> Result<Vec<Removed>> {
+        self.finish_removals(users)?;
+        loop {
+            let (named, image) = match self.find(name) {
+                Err(Error::Record { id, .. }) => return self.remove_damaged(id),
+                Err(error @ Error::NameFile { .. }) => {
+                    return self.remove_damaged_name(name, error);
+                }
+                found => found?,
+            };
+            let Some(lock) = self.records.lock(image.id)? else {
+                continue;
+            };
+            // Somebody else may have removed or renamed it before the lock was had.
+            if self.find(name).ok().map(|(_, now)| now.id) != Some(image.id) {
+                continue;
+            }
+            return self.remove_locked(&named, &image, lock, force, users(image.id));
+        }
+    }
+
+    /// To be called after a container is removed: frees its image if `rmi --force` left it for
+    /// that container. One `stat` where there is nothing to do.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn release(&self, id: ImageId, users: Users<'_>) -> Result<()> {
+        if self.records.is_hidden(id)
+            && let Some(lock) = self.records.lock(id)?
+            && self.records.is_hidden(id)
+            && users(id).is_empty()
+        {
+            self.delete(id, lock)?;
+        }
+        Ok(())
+    }
+
+    fn remove_locked(
+        &self,
+        named: &Named,
+        image: &Image,
+        lock: Lock,
+        force: bool,
+        users: Vec<User>,
+    ) -> Result<Vec<Removed>> {
+        let all = self.names.all()?;
+        let mut names: Vec<Reference> = all.of(image.id).cloned().collect();
+        let mut report = Vec::new();
+        match named {
+            Named::Name(name) => {
+                if !force
+                    && is_single(&names)
+                    && let Some(user) = users.first()
+                {
+                    return Err(Error::Conflict {
+                        what: format!("remove repository reference \"{}\"", name.familiar()),
+                        forceable: true,
+                        why: format!(
+                            "container {} is using its referenced image {}",
+                            short(&user.container),
+                            image.id.short()
+                        ),
+                    });
+                }
+                names.retain(|other| other != name);
+                let mut gone = vec![name.clone()];
+                // With its last tag a repository's digests go too.
+                let same = |other: &Reference| {
+                    (other.registry(), other.repository()) == (name.registry(), name.repository())
+                };
+                if name.digest().is_none()
+                    && !names
+                        .iter()
+                        .any(|other| other.digest().is_none() && same(other))
+                {
+                    let (digests, others) = names.into_iter().partition(same);
+                    gone.extend::<Vec<Reference>>(digests);
+                    names = others;
+                }
+                // Only names go while others stay, or while a running container holds the image.
+                let stays = !names.is_empty() || users.iter().any(|user| user.running);
+                if stays {
+                    let names_lock = self.names.lock()?;
+                    for name in &gone {
+                        self.names.remove(&names_lock, name)?;
+                    }
+                    report.extend(gone.into_iter().map(Removed::Untagged));
+                    return Ok(report);
+                }
+                report.extend(gone.into_iter().map(Removed::Untagged));
+            }
+            Named::Id => {
+                let conflict = |forceable, why| Error::Conflict {
+                    what: format!("delete {}", image.id.short()),
+                    forceable,
+                    why,
+                };
+                if let Some(user) = users.iter().find(|user| user.running) {
+                    let why = format!(
+                        "image is being used by running container {}",
+                        short(&user.container)
+                    );
+                    return Err(conflict(false, why));
+                }
+                if !force && !is_single(&names) {
+                    let why = "image is referenced in multiple repositories".to_owned();
+                    return Err(conflict(true, why));
+                }
+                if !force && let Some(user) = users.first() {
+                    let why = format!(
+                        "image is being used by stopped container {}",
+                        short(&user.container)
+                    );
+                    return Err(conflict(true, why));
+                }
+                report.extend(names.into_iter().map(Removed::Untagged));
+            }
+        }
+        // From here on the image does not exist; what follows anybody can finish.
+        self.records.hide(&lock, image.id)?;
+        failpoint!("image.hidden");
+        self.remove_names(image.id)?;
+        report.push(Removed::Image(image.id));
+        if users.is_empty() {
+            let layers = self.delete(image.id, lock)?;
+            report.extend(layers.into_iter().rev().map(Removed::Layer));
+        }
+        Ok(report)
+    }
+
+    /// Takes all names from an image.
+    pub(crate) fn remove_names(&self, id: ImageId) -> Result<()> {
+        let lock = self.names.lock()?;
+        let all = self.names.all()?;
+        for name in all.of(id) {
+            self.names.remove(&lock, name)?;
+        }
+        failpoint!("image.unnamed");
+        Ok(())
+    }
+
+    /// Deletes a hidden image that nobody uses, and the layers that only it had; gives those.
+    fn delete(&self, id: ImageId, lock: Lock) -> Result<Vec<LayerId>> {
+        let layers = match self.records.read(id) {
+            Ok(Some(record)) => record.image.layers,
+            // A damaged one: its layers are found as orphans.
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        self.records.remove(lock, id, &self.trash())?;
+        let needed = self.needed_layers()?;
+        let mut gone = Vec::new();
+        for layer in layers {
+            if let Some(needed) = &needed
+                && !needed.contains(&layer)
+                && !gone.contains(&layer)
+                && self.remove_layer(layer)?
+            {
+                gone.push(layer);
+            }
+        }
+        self.collect()?;
+        Ok(gone)
+    }
+
+    /// The layers that some image has, hidden ones included. `None` when an image cannot be read:
+    /// then nobody knows what it needs, and no layer is removed.
+    fn needed_layers(&self) -> Result<Option<HashSet<LayerId>>> {
+        let mut needed = HashSet::new();
+        for id in self.records.ids()? {
+            match self.records.read(id) {
+                Ok(Some(record)) => needed.extend(record.image.layers),
+                Ok(None) => {}
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(needed))
+    }
+
+    /// Removes a layer unless somebody relies on it right now.
+    fn remove_layer(&self, id: LayerId) -> Result<bool> {
+        let lock = match Lock::try_exclusive(&lock_path(&self.layers, id)) {
+            Err(error) if error.is_not_found() => return Ok(false),
+            lock => lock?,
+        };
+        let Some(_lock) = lock else {
+            return Ok(false);
+        };
+        self.layers.remove(&id)?;
+        failpoint!("image.layer-removed");
+        Ok(true)
+    }
+
+    /// Removes the blobs and layers that no image has, and what killed calls left. Does nothing
+    /// while a pull, load or import runs.
+    fn collect(&self) -> Result<()> {
+        let mut needed = None;
+        self.blobs
+            .collect::<Error>(|| {
+                let mut keep = HashSet::new();
+                let mut layers = HashSet::new();
+                for id in self.records.ids()? {
+                    if let Some(record) = self.records.read(id)? {
+                        keep.extend([id.digest(), record.image.manifest]);
+                        layers.extend(record.image.layers);
+                    }
+                }
+                // No lease is held now, so every layer that will be needed is known.
+                for layer in self.layers.list()? {
+                    if !layers.contains(&layer) {
+                        self.remove_layer(layer)?;
+                    }
+                }
+                self.layers.sweep()?;
+                self.records.remove_leftovers()?;
+                Ok(keep)
+            })
+            .map(drop)
+            .or_else(|error| match error {
+                // With a damaged image nobody knows what is needed: everything stays.
+                Error::Record { .. } | Error::Version { .. } => Ok(()),
+                error => Err(error),
+            })
+    }
+
+    /// Finishes removals that were killed half-way, and those whose last container is gone.
+    fn finish_removals(&self, users: Users<'_>) -> Result<()> {
+        for id in self.records.ids()? {
+            if self.records.is_hidden(id) {
+                self.remove_names(id)?;
+                self.release(id, users)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_damaged(&self, id: ImageId) -> Result<Vec<Removed>> {
+        let Some(lock) = self.records.lock(id)? else {
+            return Ok(Vec::new());
+        };
+        let names = self.names.all()?;
+        let mut report: Vec<Removed> = names.of(id).cloned().map(Removed::Untagged).collect();
+        self.records.hide(&lock, id)?;
+        self.remove_names(id)?;
+        report.push(Removed::Image(id));
+        let layers = self.delete(id, lock)?;
+        report.extend(layers.into_iter().map(Removed::Layer));
+        Ok(report)
+    }
+
+    fn remove_damaged_name(&self, name: &str, error: Error) -> Result<Vec<Removed>> {
+        let Ok(name) = name.parse::<Reference>() else {
+            return Err(error);
+        };
+        let lock = self.names.lock()?;
+        self.names.remove(&lock, &name)?;
+        Ok(vec![Removed::Untagged(name)])
+    }
+}
+
+/// Docker's: at most one tag, and everything in one repository.
+fn is_single(names: &[Reference]) -> bool {
+    let tags = names.iter().filter(|name| name.digest().is_none()).count();
+    let mut repositories = names
+        .iter()
+        .map(|name| (name.registry(), name.repository()));
+    let first = repositories.next();
+    tags <= 1 && repositories.all(|other| Some(other) == first)
+}
+
+fn short(container: &str) -> &str {
+    container.get(..12).unwrap_or(container)
+}
