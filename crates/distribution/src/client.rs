@@ -12,9 +12,12 @@ use crate::{Result, Session, Settings, tls};
 /// Settings, and what was learnt about registries so far: schemes, tokens, certificates.
 pub struct Client<'a> {
     pub(crate) settings: Settings,
-    on_retry: Option<Box<dyn Fn(&str) + Send + Sync + 'a>>,
+    on_retry: Option<Told<'a>>,
     learnt: Mutex<Learnt>,
 }
+
+/// Hears why something is tried again.
+type Told<'a> = Box<dyn Fn(&str) + Send + Sync + 'a>;
 
 #[derive(Default)]
 struct Learnt {

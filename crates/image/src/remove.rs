@@ -217,33 +217,30 @@ impl Store {
     /// Removes the blobs and layers that no image has, and what killed calls left. Does nothing
     /// while a pull, load or import runs.
     fn collect(&self) -> Result<()> {
-        let mut needed = None;
-        self.blobs
-            .collect::<Error>(|| {
-                let mut keep = HashSet::new();
-                let mut layers = HashSet::new();
-                for id in self.records.ids()? {
-                    if let Some(record) = self.records.read(id)? {
-                        keep.extend([id.digest(), record.image.manifest]);
-                        layers.extend(record.image.layers);
-                    }
+        let collected = self.blobs.collect::<Error>(|| {
+            let mut keep = HashSet::new();
+            let mut layers = HashSet::new();
+            for id in self.records.ids()? {
+                if let Some(record) = self.records.read(id)? {
+                    keep.extend([id.digest(), record.image.manifest]);
+                    layers.extend(record.image.layers);
                 }
-                // No lease is held now, so every layer that will be needed is known.
-                for layer in self.layers.list()? {
-                    if !layers.contains(&layer) {
-                        self.remove_layer(layer)?;
-                    }
+            }
+            // No lease is held now, so every layer that will be needed is known.
+            for layer in self.layers.list()? {
+                if !layers.contains(&layer) {
+                    self.remove_layer(layer)?;
                 }
-                self.layers.sweep()?;
-                self.records.remove_leftovers()?;
-                Ok(keep)
-            })
-            .map(drop)
-            .or_else(|error| match error {
-                // With a damaged image nobody knows what is needed: everything stays.
-                Error::Record { .. } | Error::Version { .. } => Ok(()),
-                error => Err(error),
-            })
+            }
+            self.layers.sweep()?;
+            self.records.remove_leftovers()?;
+            Ok(keep)
+        });
+        match collected {
+            // With a damaged image nobody knows what is needed: everything stays.
+            Ok(_) | Err(Error::Record { .. } | Error::Version { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Finishes removals that were killed half-way, and those whose last container is gone.
