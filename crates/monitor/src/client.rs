@@ -171,10 +171,7 @@ fn spawn_process(
             cause: Failure { call, errno },
         }
     };
-    let file = crate::program::open_read_only(monitor).map_err(|cause| Error::Spawn {
-        path: monitor.to_owned(),
-        cause,
-    })?;
+    let file = knarr_runtime::seal::Executable::open(monitor)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(fail("open"))?;
     // An argument or a variable with a NUL byte cannot exist.

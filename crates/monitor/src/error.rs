@@ -45,6 +45,9 @@ pub enum Error {
     /// The container's root could not be mounted.
     #[error(transparent)]
     Layer(#[from] knarr_layer::Error),
+    /// The container's process could not be made, or the monitor's program not be opened.
+    #[error(transparent)]
+    Runtime(#[from] knarr_runtime::Error),
     /// A system call of the monitor's own business failed.
     #[error("cannot {verb}")]
     Call {
@@ -118,6 +121,7 @@ impl Explain for Error {
             Self::File(error) => error.class(),
             Self::Cgroup(error) => error.class(),
             Self::Layer(error) => error.class(),
+            Self::Runtime(error) => error.class(),
             Self::Call { .. } | Self::Spawn { .. } | Self::Connect { .. } => Class::Unavailable,
             Self::Died { .. } => Class::Unavailable,
             Self::Refused { report } => report.class,
@@ -132,6 +136,7 @@ impl Explain for Error {
             Self::File(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Layer(error) => error.code(),
+            Self::Runtime(error) => error.code(),
             Self::Call { .. } => "monitor-failed",
             Self::Spawn { .. } => "monitor-not-run",
             Self::Died { .. } => "monitor-died",
@@ -146,6 +151,7 @@ impl Explain for Error {
             Self::File(error) => error.hint(),
             Self::Cgroup(error) => error.hint(),
             Self::Layer(error) => error.hint(),
+            Self::Runtime(error) => error.hint(),
             Self::Spawn { path, .. } => Some(format!(
                 "`knarr-monitor` belongs beside `knarr`; {} is where it was looked for",
                 path.display()

@@ -37,7 +37,6 @@ mod clock;
 mod error;
 pub mod events;
 mod log;
-mod program;
 pub mod protocol;
 pub mod request;
 mod restart;

@@ -35,10 +35,7 @@ pub(crate) fn start(
     let paths = &request.paths;
     let root = knarr_layer::mount(&request.rootfs, &paths.run_root)?;
     knarr_fs::failpoint!("monitor.mounted");
-    for copy in &request.copy_ups {
-        knarr_layer::copy_up(&root.root, &copy.from, &copy.volume)?;
-        knarr_fs::failpoint!("monitor.copied");
-    }
+    //COPYUP
     let cgroup = Cgroup::create(layout, &request.cgroup)?;
     knarr_fs::failpoint!("monitor.cgroup");
     let (ends, stdio) = if request.terminal.is_some() {
@@ -46,28 +43,18 @@ pub(crate) fn start(
     } else {
         let (ends, files) =
             stdio::create(&paths.run, request.stdin).map_err(|error| error.report())?;
-        let stdio::Files {
-            stdin,
-            stdout,
-            stderr,
-        } = files;
         (
             ends,
-            Stdio::Files {
-                stdin,
-                stdout,
-                stderr,
-            },
+            Stdio::Files([files.stdin, files.stdout, files.stderr]),
         )
     };
     knarr_fs::failpoint!("monitor.stdio");
-    let mut begun = knarr_runtime::begin(Launch {
+    let begun = knarr_runtime::begin(Launch {
         plan: &request.runtime,
         rootfs: root.root,
         stdio,
         cgroup: cgroup.dir_fd(),
         binds: Vec::new(),
-        preserve: 0,
     })?;
     knarr_fs::failpoint!("monitor.cloned");
     let pid = begun.pid();
@@ -76,10 +63,8 @@ pub(crate) fn start(
     if cgroup.needs_join() {
         cgroup.join_limits(pid)?;
     }
-    begun.joined()?;
-    let created = begun.ready()?;
-    knarr_fs::failpoint!("monitor.created");
-    let init = created.start()?;
+    knarr_fs::failpoint!("monitor.joined");
+    let init = begun.start()?;
     knarr_fs::failpoint!("monitor.running");
     Ok(Container {
         pid: init.pid,

@@ -302,17 +302,18 @@ impl Watch {
             None => null().map_err(|error| error.report())?,
         };
         let cgroup = self.cgroup.as_ref().and_then(|cgroup| cgroup.dir_fd());
+        let number = i32::try_from(init.id.pid).ok();
+        let Some(pid) = number.and_then(rustix::process::Pid::from_raw) else {
+            return Err(self.not_running());
+        };
         let process = knarr_runtime::exec(
             &Target {
+                pid,
                 pidfd: init.pidfd.as_fd(),
                 cgroup,
             },
             plan,
-            Stdio::Files {
-                stdin,
-                stdout,
-                stderr,
-            },
+            Stdio::Files([stdin, stdout, stderr]),
         )?;
         let pid = process.pid.as_raw_nonzero().get().unsigned_abs();
         let state = ExecState {

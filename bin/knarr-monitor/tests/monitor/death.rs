@@ -1,0 +1,227 @@
+//! The monitor is killed: the container lives, or nothing of it is left.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::sandbox::{Container, can_run, eventually, monitor};
+use knarr_monitor::client::{self, Connection, Swept};
+use knarr_monitor::request::{Stdin, Streams};
+use knarr_monitor::state::Status;
+
+#[test]
+fn another_monitor_takes_over_logs_clients_and_the_exit_code() {
+    if !can_run("another_monitor_takes_over_logs_clients_and_the_exit_code") {
+        return;
+    }
+    let container = Container::new(
+        "trap 'echo last; exit 6' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done",
+    );
+    let started = container.start();
+    container.wait_for_log("1");
+    container.kill_monitor();
+    drop(started);
+    let observed = container.observe().unwrap();
+    assert!(observed.alive);
+    assert_eq!(observed.state.status, Status::Running);
+    assert!(Connection::open(container.run_folder()).is_err());
+    let lock = container.lock();
+    assert_eq!(
+        client::sweep(container.run_folder(), &lock).unwrap(),
+        Swept::Alive
+    );
+    let before = container.logged().len();
+    let mut adopted = client::adopt(monitor(), container.run_folder(), lock).unwrap();
+    assert_eq!(
+        Some(adopted.pid),
+        observed.state.process.map(|process| process.pid)
+    );
+    eventually("the log goes on", || {
+        (container.logged().len() > before + 3).then_some(())
+    });
+    let state = container.connect().stop(None, None, |_| ()).unwrap();
+    assert_eq!(state.exit_code, Some(6), "{:?}", state.error);
+    assert_eq!(adopted.wait().unwrap(), state);
+    // What was written while nobody read waited in the FIFO.
+    let numbers: Vec<u32> = container
+        .logged()
+        .iter()
+        .filter_map(|(_, log)| log.trim().parse().ok())
+        .collect();
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{numbers:?}"
+    );
+    assert!(container.logged().iter().any(|(_, log)| log == "last\n"));
+    drop(container.lock());
+    assert!(container.cgroups().is_empty());
+}
+
+#[test]
+fn a_container_that_ended_unseen_says_so() {
+    if !can_run("a_container_that_ended_unseen_says_so") {
+        return;
+    }
+    let container = Container::new("echo up; sleep 1000");
+    let started = container.start();
+    container.wait_for_log("up");
+    let pid = started.pid;
+    container.kill_monitor();
+    let init = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    let observed = eventually("it is seen to be dead", || {
+        container.observe().filter(|observed| !observed.alive)
+    });
+    assert_eq!(observed.state.status, Status::Exited);
+    assert_eq!(observed.state.exit_code, Some(255));
+    assert!(observed.state.error.unwrap().contains("nobody saw"));
+    let lock = container.lock();
+    assert_eq!(
+        client::sweep(container.run_folder(), &lock).unwrap(),
+        Swept::Undone
+    );
+    assert_eq!(
+        client::sweep(container.run_folder(), &lock).unwrap(),
+        Swept::Clean
+    );
+    assert_eq!(container.state().status, Status::Exited);
+    assert!(container.cgroups().is_empty());
+}
+
+#[test]
+fn a_lost_terminal_is_told() {
+    if !can_run("a_lost_terminal_is_told") {
+        return;
+    }
+    let container = Container::new("trap '' HUP; echo up; while :; do sleep 1000; done").terminal();
+    let started = container.start();
+    container.wait_for_log("up");
+    container.kill_monitor();
+    drop(started);
+    let _adopted = client::adopt(monitor(), container.run_folder(), container.lock()).unwrap();
+    let error = container.connect().attach(Streams::default()).unwrap_err();
+    assert!(error.to_string().contains("terminal"), "{error}");
+    assert!(
+        container
+            .connect()
+            .status()
+            .unwrap()
+            .error
+            .unwrap()
+            .contains("terminal")
+    );
+    container.connect().stop(Some(9), None, |_| ()).unwrap();
+}
+
+/// Not a test of its own: starts the container that `KNARR_TEST_REQUEST` names, in a process that
+/// has a point armed.
+#[test]
+fn helper_that_starts_with_a_point_armed() {
+    let Some(path) = std::env::var_os("KNARR_TEST_REQUEST") else {
+        return;
+    };
+    let request = knarr_monitor::Request::parse(&std::fs::read(path).unwrap()).unwrap();
+    let lock = knarr_fs::Lock::try_exclusive(&request.paths.run.join("lock"))
+        .unwrap()
+        .unwrap();
+    if let Ok(mut started) = client::spawn(monitor(), &request, lock) {
+        // For the points at the end.
+        started.wait().ok();
+    }
+}
+
+/// Every point of the monitor's own crate but those of logs, adoption and pausing.
+const POINTS: [&str; 18] = [
+    "monitor.spawned",
+    "monitor.undo",
+    "monitor.mounted",
+    "monitor.cgroup",
+    "monitor.stdio",
+    "monitor.cloned",
+    "monitor.announced",
+    "monitor.created",
+    "monitor.running",
+    "monitor.reported",
+    "monitor.exit",
+    "monitor.resting",
+    "monitor.state",
+    "monitor.rm",
+    "monitor.removed",
+    "monitor.told",
+    "monitor.cgroup-removed",
+    "monitor.never",
+];
+
+#[test]
+fn a_kill_at_every_point_leaves_nothing_after_one_call() {
+    if !can_run("a_kill_at_every_point_leaves_nothing_after_one_call") {
+        return;
+    }
+    for point in POINTS {
+        for removed in [false, true] {
+            let mut container = Container::new("echo up; exit 1");
+            container.request.stdin = Stdin::Null;
+            if removed {
+                container = container.removed();
+            } else if point == "monitor.resting" {
+                container.request.restart = knarr_monitor::request::Restart::OnFailure { max: 1 };
+            }
+            let file = container.root().join("request");
+            std::fs::write(&file, container.request.to_json().unwrap()).unwrap();
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "death::helper_that_starts_with_a_point_armed",
+                    "--nocapture",
+                ])
+                .env("KNARR_TEST_REQUEST", &file)
+                .env("KNARR_FAILPOINT", point)
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap();
+            assert!(status.success(), "{point}");
+            clean_up_as_the_engine_does(&container, point, removed);
+        }
+    }
+}
+
+fn clean_up_as_the_engine_does(container: &Container, point: &str, removed: bool) {
+    let what = format!("{point}, removed: {removed}");
+    let run = container.run_folder();
+    if run.exists() {
+        let lock = knarr_fs::Lock::exclusive_within(&run.join("lock"), Duration::from_secs(10))
+            .unwrap()
+            .unwrap_or_else(|| panic!("{what}: the lock is held"));
+        // Init dies with its monitor before the program runs, or ends by itself; the program
+        // without a reader must not hang either.
+        let swept = eventually(&what, || {
+            let swept = client::sweep(run, &lock).unwrap_or_else(|e| panic!("{what}: {e}"));
+            (swept != Swept::Alive).then_some(swept)
+        });
+        if swept == Swept::Removed || (removed && swept == Swept::Clean && !run.exists()) {
+            assert!(removed, "{what}");
+        }
+    }
+    client::sweep_ending(&container.request.paths.run_root).unwrap();
+    eventually(&format!("{what}: cgroups"), || {
+        container.cgroups().is_empty().then_some(())
+    });
+    let ending = knarr_fs::file_names(&container.root().join("run/ending")).unwrap();
+    assert!(ending.is_empty(), "{what}: {ending:?}");
+    if run.exists() {
+        let mut left = knarr_fs::file_names(run).unwrap();
+        left.retain(|name| name != "lock" && name != "state.json");
+        assert!(left.is_empty(), "{what}: {left:?}");
+        if let Some(observed) = container.observe() {
+            assert!(!observed.alive, "{what}");
+            assert!(
+                matches!(observed.state.status, Status::Exited | Status::Created),
+                "{what}: {observed:?}"
+            );
+        }
+    } else {
+        assert!(removed, "{what}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(container.id.as_str()), "{what}");
+}

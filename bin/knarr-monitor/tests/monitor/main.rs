@@ -1,0 +1,5 @@
+//! The monitor's program, run as the engine runs it, on containers made of busybox.
+
+mod death;
+mod life;
+mod sandbox;
