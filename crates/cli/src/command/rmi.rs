@@ -1,0 +1,40 @@
+//! `rmi`.
+
+use knarr_diag::{Class, Explain};
+
+use super::{Arguments, Call, Command, USUAL};
+use crate::failure::{Result, each};
+use crate::flag::Flag;
+use crate::output;
+
+pub(super) static COMMAND: Command = Command {
+    names: &["rmi", "image rm", "image remove"],
+    usage: "[OPTIONS] IMAGE [IMAGE...]",
+    about: "Remove one or more images",
+    flags: &[&[
+        Flag::switch("force", "Force removal of the image").short('f'),
+        Flag::switch("no-prune", "").hidden(),
+        Flag::with("platform", "strings", "").refused("an image has one platform"),
+    ]],
+    arguments: Arguments::AtLeast(1),
+    run,
+    ..USUAL
+};
+
+fn run(call: &Call<'_>) -> Result<u8> {
+    let force = call.line.on("force");
+    let engine = call.engine()?;
+    each(&call.line.args, |name| {
+        match engine.remove_image(name, force) {
+            Ok(removed) => {
+                let lines: String = removed.iter().map(|line| format!("{line}\n")).collect();
+                output::print(&lines)
+            }
+            Err(error) if force && error.class() == Class::NotFound => {
+                output::note(&error.report().to_string());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+}

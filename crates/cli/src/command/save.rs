@@ -1,0 +1,75 @@
+//! `save`.
+
+use std::io::Write;
+
+use knarr_engine::image::SaveFormat;
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::{Arguments, Call, Command, USUAL};
+use crate::failure::{Failure, Result};
+use crate::flag::Flag;
+use crate::terminal;
+
+pub(super) static COMMAND: Command = Command {
+    names: &["save", "image save"],
+    usage: "[OPTIONS] IMAGE [IMAGE...]",
+    about: "Save one or more images to a tar archive (streamed to STDOUT by default)",
+    flags: &[&[
+        Flag::with(
+            "format",
+            "string",
+            "Format of the archive (\"docker-archive\", \"oci-archive\")",
+        )
+        .default("\"docker-archive\""),
+        Flag::with("output", "string", "Write to a file, instead of STDOUT").short('o'),
+        Flag::with("platform", "string", "").refused("an image has one platform"),
+    ]],
+    arguments: Arguments::AtLeast(1),
+    run,
+    ..USUAL
+};
+
+fn run(call: &Call<'_>) -> Result<u8> {
+    let format = match call.line.get("format").unwrap_or("docker-archive") {
+        "docker-archive" => SaveFormat::Docker,
+        "oci-archive" => SaveFormat::Oci,
+        other => {
+            return Err(Failure::invalid(format!(
+                "unknown archive format {other:?}"
+            )));
+        }
+    };
+    let engine = call.engine()?;
+    let names = &call.line.args;
+    let path = call.line.text("output");
+    if path.is_empty() {
+        if terminal::is_terminal(std::io::stdout()) {
+            return Err(Failure::invalid(
+                "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+            ));
+        }
+        let mut out = std::io::stdout().lock();
+        engine.images().save(names, format, &mut out)?;
+        return match out.flush() {
+            Ok(()) => Ok(0),
+            Err(error) => Err(Failure::io("cannot write to standard output", &error)),
+        };
+    }
+    // Beside its final name, so that a half-written archive is never taken for a whole one.
+    let temporary = format!("{path}.tmp-{}", std::process::id());
+    let failed = |error: std::io::Error| Failure::io(format!("cannot write {path}"), &error);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(CWD, &temporary, flags, Mode::from_raw_mode(0o600));
+    let mut file = std::fs::File::from(file.map_err(|errno| failed(errno.into()))?);
+    let saved = engine
+        .images()
+        .save(names, format, &mut file)
+        .map_err(Failure::from)
+        .and_then(|()| file.flush().map_err(failed))
+        .and_then(|()| rustix::fs::rename(&temporary, path).map_err(|errno| failed(errno.into())));
+    if saved.is_err() {
+        // The failure is what matters; the rest is tidiness.
+        rustix::fs::unlink(&temporary).ok();
+    }
+    saved.map(|()| 0)
+}

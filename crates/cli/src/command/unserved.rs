@@ -1,0 +1,87 @@
+//! Docker's commands that Knarr does not serve yet: each is refused by its name, with a remedy.
+
+const BUILD: &str = "build with another tool, save to an archive and `knarr load` it";
+const REGISTRY: &str = "copy the image with another tool, such as skopeo";
+const NETWORK: &str = "use `--network host`, `--network none` or `--network container:ID`";
+const NO_SWARM: &str = "Knarr runs containers on one machine";
+
+static COMMANDS: &[(&str, &str)] = &[
+    ("build", BUILD),
+    ("builder", BUILD),
+    ("buildx", BUILD),
+    ("checkpoint", "stop and start the container instead"),
+    (
+        "commit",
+        "write what changed with `knarr cp` and `knarr diff`",
+    ),
+    ("compose", "start the services one by one with `knarr run`"),
+    ("config", NO_SWARM),
+    ("context", "Knarr has no daemon to connect to"),
+    ("events", "poll with `knarr ps`, or wait with `knarr wait`"),
+    ("export", "copy its files with `knarr cp CONTAINER:/ -`"),
+    (
+        "history",
+        "its history is in the configuration: `knarr save` the image and look there",
+    ),
+    (
+        "login",
+        "write the credentials with another tool to ~/.docker/config.json, or pull with --creds",
+    ),
+    (
+        "logout",
+        "remove the credentials from ~/.docker/config.json",
+    ),
+    ("manifest", REGISTRY),
+    ("network", NETWORK),
+    ("node", NO_SWARM),
+    ("plugin", "Knarr has no plugins"),
+    ("port", "ports are not published until networks exist"),
+    ("push", REGISTRY),
+    ("search", "search on the registry's web page"),
+    ("secret", NO_SWARM),
+    ("service", NO_SWARM),
+    ("stack", NO_SWARM),
+    ("swarm", NO_SWARM),
+    ("trust", "pull by digest: `knarr pull NAME@sha256:…`"),
+    ("update", "create the container again with the new limits"),
+    (
+        "container commit",
+        "write what changed with `knarr cp` and `knarr diff`",
+    ),
+    (
+        "container export",
+        "copy its files with `knarr cp CONTAINER:/ -`",
+    ),
+    (
+        "container port",
+        "ports are not published until networks exist",
+    ),
+    (
+        "container update",
+        "create the container again with the new limits",
+    ),
+    ("image build", BUILD),
+    (
+        "image history",
+        "its history is in the configuration: `knarr save` the image and look there",
+    ),
+    ("image push", REGISTRY),
+    ("system df", "look at the folder with du(1)"),
+    (
+        "system events",
+        "poll with `knarr ps`, or wait with `knarr wait`",
+    ),
+    (
+        "system prune",
+        "use `knarr container prune`, `knarr image prune` and `knarr volume prune`",
+    ),
+    ("volume update", NO_SWARM),
+];
+
+/// What to do instead of a command of Docker's that is missing.
+pub(super) fn command(name: &str) -> Option<&'static str> {
+    COMMANDS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, why)| *why)
+}

@@ -1,0 +1,283 @@
+//! How a pull is doing: bars on a terminal, a line per change elsewhere, as Docker shows it.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use knarr_engine::image::{Event, LayerState, Progress};
+use knarr_spec::{Digest, Reference};
+
+use crate::{attachment, terminal, units};
+
+/// Bars are drawn anew at most this often.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Stdout,
+    Stderr,
+    Nowhere,
+}
+
+/// Receives what the image store tells, and draws it.
+#[derive(Debug)]
+pub(crate) struct Bars {
+    place: Place,
+    /// Columns of the terminal, where it is one.
+    width: Option<usize>,
+    /// What is said of layers: pulled ones get Docker's words for a pull.
+    pulls: bool,
+    /// Printed before the first pull.
+    announce: Option<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    layers: Vec<Layer>,
+    reference: Option<Reference>,
+    resolved: Option<Digest>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    id: Digest,
+    state: LayerState,
+    drawn: Instant,
+}
+
+impl Bars {
+    pub(crate) fn new(place: Place) -> Self {
+        let terminal = match place {
+            Place::Stdout => terminal::is_terminal(io::stdout()),
+            Place::Stderr => terminal::is_terminal(io::stderr()),
+            Place::Nowhere => false,
+        };
+        Self {
+            place,
+            width: terminal.then(|| terminal::size().map_or(80, |(_, columns)| columns.into())),
+            pulls: true,
+            announce: None,
+            state: Mutex::default(),
+        }
+    }
+
+    /// For `run` and `create`, which say first why they pull.
+    pub(crate) fn for_run(image: &str, quiet: bool) -> Self {
+        let place = if quiet { Place::Nowhere } else { Place::Stderr };
+        let name = image
+            .parse()
+            .map_or_else(|_| image.to_owned(), |r: Reference| r.familiar());
+        Self {
+            announce: Some(format!("Unable to find image '{name}' locally")),
+            ..Self::new(place)
+        }
+    }
+
+    /// For `load` and `import`: bars on a terminal, nothing elsewhere.
+    pub(crate) fn for_archive(quiet: bool) -> Self {
+        let bars = Self::new(if quiet { Place::Nowhere } else { Place::Stderr });
+        let place = if bars.width.is_some() {
+            bars.place
+        } else {
+            Place::Nowhere
+        };
+        Self {
+            place,
+            pulls: false,
+            ..bars
+        }
+    }
+
+    /// After a pull that worked: what it was, and whether it is new.
+    pub(crate) fn finish(&self, newer: bool) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(reference) = &state.reference else {
+            return;
+        };
+        if let Some(digest) = &state.resolved {
+            self.write(&format!("Digest: {digest}\n"));
+        }
+        let familiar = reference.familiar();
+        self.write(&if newer {
+            format!("Status: Downloaded newer image for {familiar}\n")
+        } else {
+            format!("Status: Image is up to date for {familiar}\n")
+        });
+    }
+
+    fn write(&self, text: &str) {
+        // Progress that nobody can see is no reason to fail.
+        match self.place {
+            Place::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(text.as_bytes())
+                    .and_then(|()| out.flush())
+                    .ok();
+            }
+            Place::Stderr => {
+                io::stderr().lock().write_all(text.as_bytes()).ok();
+            }
+            Place::Nowhere => {}
+        }
+    }
+
+    fn layer(&self, state: &mut State, id: Digest, now: LayerState) {
+        let at = state.layers.iter().position(|layer| layer.id == id);
+        let drawn = Instant::now();
+        let Some(at) = at else {
+            state.layers.push(Layer {
+                id,
+                state: now,
+                drawn,
+            });
+            self.write(&format!("{}\n", self.line(id, now)));
+            return;
+        };
+        let below = state.layers.len() - at;
+        let Some(layer) = state.layers.get_mut(at) else {
+            return;
+        };
+        let moved = matches!(
+            (layer.state, now),
+            (LayerState::Receiving { .. }, LayerState::Receiving { .. })
+        );
+        let same = layer.state == now;
+        layer.state = now;
+        if same || (moved && (self.width.is_none() || drawn - layer.drawn < PAUSE)) {
+            return;
+        }
+        layer.drawn = drawn;
+        let line = self.line(id, now);
+        match self.width {
+            Some(_) => self.write(&format!("\x1b[{below}A\r\x1b[2K{line}\x1b[{below}B\r")),
+            // Elsewhere only what is final is worth a line.
+            None if matches!(now, LayerState::Receiving { .. }) => {}
+            None => self.write(&format!("{line}\n")),
+        }
+    }
+
+    fn line(&self, id: Digest, state: LayerState) -> String {
+        format!("{}: {}", id.short(), self.words(state))
+    }
+
+    fn words(&self, state: LayerState) -> String {
+        match (state, self.pulls) {
+            (LayerState::Pending, true) => "Pulling fs layer".to_owned(),
+            (LayerState::Pending, false) => "Waiting".to_owned(),
+            (LayerState::Exists, _) => "Already exists".to_owned(),
+            (LayerState::Receiving { done, total }, pulls) => {
+                let verb = if pulls {
+                    "Downloading"
+                } else {
+                    "Loading layer"
+                };
+                bar(verb, done, total, self.width.unwrap_or(80))
+            }
+            (LayerState::Received, true) => "Download complete".to_owned(),
+            (LayerState::Complete, true) => "Pull complete".to_owned(),
+            (LayerState::Received | LayerState::Complete, false) => "Loaded".to_owned(),
+            _ => String::new(),
+        }
+    }
+}
+
+/// `Downloading [====>     ]  1.2MB/3.4MB`
+fn bar(verb: &str, done: u64, total: u64, width: usize) -> String {
+    let have = units::decimal(done, 4);
+    if total == 0 {
+        return format!("{verb} {have:>8}");
+    }
+    let length = match width {
+        110.. => 50,
+        70.. => 20,
+        _ => 0,
+    };
+    let numbers = format!("{have:>8}/{}", units::decimal(total, 4));
+    if length == 0 {
+        return format!("{verb} {numbers}");
+    }
+    let part = u128::from(done.min(total)) * length / u128::from(total);
+    let part = usize::try_from(part).unwrap_or(0);
+    let rest = usize::try_from(length).unwrap_or(0) - part;
+    let head = if rest > 0 { ">" } else { "" };
+    let pad = " ".repeat(rest.saturating_sub(1));
+    format!("{verb} [{}{head}{pad}] {numbers}", "=".repeat(part))
+}
+
+impl Progress for Bars {
+    fn event(&self, event: &Event) {
+        if matches!(event, Event::Pulling(_)) {
+            // A pull may take long: Ctrl-C ends it, and the store has nothing half-made.
+            attachment::let_signals_act();
+        }
+        if self.place == Place::Nowhere {
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Pulling(reference) => {
+                if let Some(announce) = &self.announce {
+                    self.write(&format!("{announce}\n"));
+                }
+                let repository = reference.repository();
+                let tag = reference.tag().map(str::to_owned);
+                let tag = tag.or_else(|| reference.digest().map(|digest| digest.to_string()));
+                self.write(&format!(
+                    "{}: Pulling from {repository}\n",
+                    tag.unwrap_or_default()
+                ));
+                state.reference = Some(reference.clone());
+            }
+            Event::Layer { layer, state: now } => self.layer(&mut state, *layer, *now),
+            Event::Resolved(digest) => state.resolved = Some(*digest),
+            Event::Retrying(why) => {
+                self.write(&format!("{why}\n"));
+                // The lines above have moved; begin anew below them.
+                state.layers.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_grow_to_their_full_length() {
+        for (done, total, width, expected) in [
+            (
+                0,
+                100,
+                80,
+                "Downloading [>                   ]       0B/100B",
+            ),
+            (
+                50,
+                100,
+                80,
+                "Downloading [==========>         ]      50B/100B",
+            ),
+            (
+                100,
+                100,
+                80,
+                "Downloading [====================]     100B/100B",
+            ),
+            (
+                200,
+                100,
+                80,
+                "Downloading [====================]     200B/100B",
+            ),
+            (1_234_567, 0, 80, "Downloading  1.235MB"),
+            (50, 100, 40, "Downloading      50B/100B"),
+        ] {
+            assert_eq!(bar("Downloading", done, total, width), expected);
+        }
+        assert!(bar("Downloading", 1, 2, 120).contains(&format!("{}>", "=".repeat(25))));
+    }
+}
