@@ -224,7 +224,7 @@ fn restarts_follow_the_policy_and_stop_ends_them() {
         let state = container.state();
         (state.status == Status::Exited).then_some(state)
     });
-    assert_eq!((state.restart_count, state.exit_code), (2, Some(4)));
+    assert_eq!((state.restart_count, state.exit_code), (2, Some(4)), "{state:?}");
     assert_eq!(container.logged().len(), 3);
     drop(container.lock());
     assert!(container.cgroups().is_empty());

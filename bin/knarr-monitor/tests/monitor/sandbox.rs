@@ -120,7 +120,7 @@ impl Container {
                     upper,
                     work: data.join("work"),
                 }),
-                volatile: true,
+                volatile: false,
                 idmap: None,
             },
             cgroup: knarr_cgroup::Plan::from_resources(&layout, &resources, &path).unwrap(),
@@ -151,6 +151,7 @@ impl Container {
     /// `--rm`.
     pub(crate) fn removed(mut self) -> Self {
         let data = self.request.paths.data.take().unwrap();
+        self.request.rootfs.volatile = true;
         self.request.remove = Some(Removal {
             data_root: self.dir.path().join("data"),
             paths: vec![data],
