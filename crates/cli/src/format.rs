@@ -31,6 +31,11 @@ pub(crate) fn failure(text: &str) -> Failure {
     .exit(64)
 }
 
+/// Reads the template of an `inspect`; a wrong one has Docker's exit code for usage.
+pub(crate) fn template(text: &str) -> Result<Template> {
+    Template::parse(text).map_err(|text| failure(&text).exit(64))
+}
+
 /// Prints rows as `format` says; empty is the default table.
 pub(crate) fn rows(
     layout: &Layout,
@@ -47,7 +52,10 @@ pub(crate) fn rows(
         },
     };
     let template = template.replace("\\t", "\t").replace("\\n", "\n");
-    let template = Template::parse(&template).map_err(|text| failure(&text))?;
+    let template = Template::parse(&template).map_err(|text| {
+        let text = format!("failed to parse template: {text}");
+        Failure::of(Class::Invalid, "template", text)
+    })?;
     let mut text = String::new();
     if is_table {
         let titles: Map<String, Value> = layout

@@ -257,8 +257,8 @@ fn host(line: &Parsed) -> Result<HostConfig> {
         annotations: line
             .given("annotation")
             .then(|| parts::map(line.all("annotation"))),
-        cap_add: optional(line.list("cap-add")),
-        cap_drop: optional(line.list("cap-drop")),
+        cap_add: optional(parts::capabilities(line.all("cap-add"))),
+        cap_drop: optional(parts::capabilities(line.all("cap-drop"))),
         cgroupns_mode: mode(
             "cgroupns",
             &["host", "private"],
@@ -517,11 +517,11 @@ mod tests {
                 json!([{"Name": "nofile", "Hard": 3, "Soft": 3}]),
             ),
             (
-                vec!["--cap-add", "NET_ADMIN", "--cap-add=ALL"],
+                vec!["--cap-add", "net_admin", "--cap-add=CAP_CHOWN"],
                 "CapAdd",
-                json!(["NET_ADMIN", "ALL"]),
+                json!(["CAP_CHOWN", "CAP_NET_ADMIN"]),
             ),
-            (vec!["--cap-drop", "all"], "CapDrop", json!(["all"])),
+            (vec!["--cap-drop", "all"], "CapDrop", json!(["ALL"])),
             (vec!["--privileged"], "Privileged", json!(true)),
             (vec!["--read-only"], "ReadonlyRootfs", json!(true)),
             (
@@ -753,6 +753,44 @@ mod tests {
             ),
         ] {
             assert_eq!(refused(&words), error, "{words:?}");
+        }
+    }
+
+    /// What Docker's own client (28.2) asks its engine for, given the same line.
+    #[test]
+    fn the_request_is_the_one_that_docker_sends() {
+        let mut docker: Value =
+            serde_json::from_str(include_str!("request/docker-create.json")).unwrap();
+        let words = "--name x -it -m 1g --cpus 1.5 --memory-swap -1 --ulimit nofile=1:2 --ulimit \
+            core=0 --cap-add NET_ADMIN --cap-drop mknod -v /a:/b:ro -v data:/d -v /anon --mount \
+            type=bind,source=/a,target=/m,readonly --mount type=tmpfs,target=/t,tmpfs-size=1m \
+            --tmpfs /run:size=1m --device /dev/fuse:/dev/f:r --sysctl net.core.somaxconn=1 \
+            --security-opt seccomp=unconfined --security-opt no-new-privileges --restart \
+            on-failure:3 --log-driver json-file --log-opt max-size=1m -e A=1 -e \
+            KNARR_NO_SUCH_VARIABLE -l a=b --expose 80-82 --expose 53/udp --entrypoint= \
+            --stop-signal INT --stop-timeout 5 --init --pids-limit 7 --shm-size 1m -w /w -u 1:2 -h \
+            host --group-add g --network none --ipc private --add-host a:1.2.3.4 --dns 1.1.1.1 \
+            --dns-option x --dns-search y --read-only --oom-score-adj 5 --annotation k=v --userns \
+            host img cmd arg";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let request = create(&line(&words)).unwrap();
+        let host = serde_json::to_value(request.host).unwrap();
+        // Docker says "unset" with -1 and false here, Knarr with null.
+        docker["HostConfig"]["MemorySwappiness"] = Value::Null;
+        docker["HostConfig"]["OomKillDisable"] = Value::Null;
+        for (key, value) in host.as_object().unwrap() {
+            assert_eq!(
+                docker["HostConfig"].get(key).unwrap_or(&json!("")),
+                value,
+                "{key}"
+            );
+        }
+        for (key, value) in serde_json::to_value(request.config)
+            .unwrap()
+            .as_object()
+            .unwrap()
+        {
+            assert_eq!(docker.get(key), Some(value), "{key}");
         }
     }
 

@@ -224,7 +224,7 @@ mod tests {
             ),
             ("{{.Name|upper|lower}}", "web"),
             ("{{ (.State).Status }}", "running"),
-            ("{{range $i, $e := 3}}{{$i}}{{end}}", "012"),
+            ("{{range $i := 3}}{{$i}}{{end}}", "012"),
             ("{{ .Pid | eq 42 }}", "true"),
             ("{{ len (slice .List 0 2) | printf \"%03d\" }}", "002"),
             ("}} {", "}} {"),
@@ -304,6 +304,27 @@ mod tests {
                  out of range: 9",
             ),
             (
+                "{{not 1 2}}",
+                "template: :1:2: executing \"\" at <not>: wrong number of args for not: want 1 got 2",
+            ),
+            (
+                "{{nil}}",
+                "template: :1:2: executing \"\" at <nil>: nil is not a command",
+            ),
+            (
+                "{{\"a\" \"b\"}}",
+                "template: :1:2: executing \"\" at <\"a\">: can't give argument to non-function \"a\"",
+            ),
+            (
+                "{{.Name 1}}",
+                "template: :1:2: executing \"\" at <.Name>: Name is not a method but has arguments",
+            ),
+            (
+                "{{range $i,$e := 3}}{{end}}",
+                "template: :1:17: executing \"\" at <3>: can't use 3 to iterate over more than one \
+                 variable",
+            ),
+            (
                 "{{range .Pid2}}{{end}}",
                 "template: :1:8: executing \"\" at <.Pid2>: map has no entry for key \"Pid2\"",
             ),
@@ -357,7 +378,10 @@ mod tests {
 
     #[test]
     fn data_of_structs_prints_nil_as_go_does() {
-        let root = json!({"Id": "x", "Config": {"Cmd": null, "Labels": null}, "Init": null});
+        let root = json!({
+            "Id": "x", "Config": {"Cmd": null, "Labels": null}, "Init": null,
+            "Labels": {"a": "1"}, "Networks": {"none": {"IP": ""}},
+        });
         let render = |source: &str| {
             let data = Data {
                 structs: true,
@@ -372,6 +396,14 @@ mod tests {
                 "[] map[] <nil>",
             ),
             ("{{range .Config.Cmd}}x{{end}}{{len .Config.Cmd}}", "0"),
+            (
+                "{{index .Labels \"a\"}}{{index .Labels \"zz\"}}|{{index .Config.Labels \"a\"}}|",
+                "1||",
+            ),
+            (
+                "{{.Labels.zz}} {{.Networks.foo.IP}}",
+                "<no value> <no value>",
+            ),
             ("{{json .Config}}", "{\"Cmd\":null,\"Labels\":null}"),
         ] {
             assert_eq!(render(source), Ok(expected.to_owned()), "{source}");

@@ -172,7 +172,6 @@ fn created(listed: &Listed) -> Option<i64> {
 
 fn row(listed: &Listed, (repository, tag, digest): &Name, long: bool) -> Value {
     let created = created(listed);
-    let size = units::decimal(listed.image.size, 3);
     // In the order of Docker's JSON.
     let fields: [(&str, String); 11] = [
         ("Containers", "N/A".to_owned()),
@@ -185,10 +184,10 @@ fn row(listed: &Listed, (repository, tag, digest): &Name, long: bool) -> Value {
         ("ID", id(listed, long)),
         ("Repository", repository.clone()),
         ("SharedSize", "N/A".to_owned()),
-        ("Size", size.clone()),
+        ("Size", units::decimal(listed.image.size, 3)),
         ("Tag", tag.clone()),
         ("UniqueSize", "N/A".to_owned()),
-        ("VirtualSize", size),
+        ("VirtualSize", units::decimal(listed.image.size, 4)),
     ];
     let fields = fields.map(|(name, value)| (name.to_owned(), Value::from(value)));
     Value::Object(Map::from_iter(fields))

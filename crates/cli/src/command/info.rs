@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use super::{Call, Command, USUAL, inspect};
 use crate::failure::Result;
-use crate::template::Template;
 use crate::{format, output, units};
 
 pub(super) static COMMAND: Command = Command {
@@ -22,7 +21,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
         "" => text(&info),
         "json" => format!("{info}\n"),
         template => {
-            let template = Template::parse(template).map_err(|text| format::failure(&text))?;
+            let template = format::template(template)?;
             inspect::render(&template, &info)? + "\n"
         }
     };

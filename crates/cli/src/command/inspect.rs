@@ -111,7 +111,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
 pub(super) fn show(call: &Call<'_>, mut find: impl FnMut(&str) -> Result<Value>) -> Result<u8> {
     let template = match call.line.text("format") {
         "" | "json" => None,
-        text => Some(Template::parse(text).map_err(|text| format::failure(&text))?),
+        text => Some(format::template(text)?),
     };
     let mut found = Vec::new();
     let mut failed = Failure::default();

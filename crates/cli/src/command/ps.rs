@@ -180,10 +180,10 @@ fn row(container: &Summary, long: bool) -> Value {
         .filter(|mount| mount.driver == "local")
         .count();
     let running = matches!(container.status, Status::Running | Status::Paused);
-    let image = if container.image.is_empty() {
-        "<no image>"
-    } else {
-        &container.image
+    let image = match container.image.strip_prefix("sha256:") {
+        _ if container.image.is_empty() => "<no image>",
+        Some(digest) if !long => digest.get(..12).unwrap_or(digest),
+        _ => &container.image,
     };
     let ports = if running {
         ports(&container.exposed)

@@ -6,7 +6,6 @@ use super::{Call, Command, USUAL, inspect};
 use crate::failure::Result;
 use crate::format;
 use crate::output;
-use crate::template::Template;
 
 pub(super) static COMMAND: Command = Command {
     names: &["version"],
@@ -46,7 +45,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
         "" => text(&data),
         "json" => format!("{data}\n"),
         template => {
-            let template = Template::parse(template).map_err(|text| format::failure(&text))?;
+            let template = format::template(template)?;
             inspect::render(&template, &data)? + "\n"
         }
     };

@@ -120,8 +120,13 @@ pub(crate) fn ulimit(text: &str) -> Result<Ulimit, String> {
             ));
         }
     };
-    let above = |soft: i64, hard: i64| hard != -1 && (soft == -1 || soft > hard);
-    if above(soft, hard) {
+    if hard != -1 && soft == -1 {
+        return Err(format!(
+            "ulimit soft limit must be less than or equal to hard limit: soft: -1 (unlimited), \
+             hard: {hard}"
+        ));
+    }
+    if hard != -1 && soft > hard {
         return Err(format!(
             "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
         ));
@@ -131,6 +136,24 @@ pub(crate) fn ulimit(text: &str) -> Result<Ulimit, String> {
         hard,
         soft,
     })
+}
+
+/// `net_admin` is `CAP_NET_ADMIN`; `all` is `ALL` and stands alone.
+pub(crate) fn capabilities<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut full: Vec<String> = names
+        .map(|name| name.trim().to_uppercase())
+        .map(|name| match name.as_str() {
+            "ALL" | "CAP_ALL" => "ALL".to_owned(),
+            full if full.starts_with("CAP_") => name,
+            short => format!("CAP_{short}"),
+        })
+        .collect();
+    full.sort();
+    full.dedup();
+    if full.iter().any(|name| name == "ALL") {
+        full.retain(|name| name == "ALL");
+    }
+    full
 }
 
 /// Docker's list of kernel settings that have a namespace.
@@ -175,7 +198,7 @@ pub(crate) fn extra_host(text: &str) -> Result<(), String> {
 pub(crate) fn address(text: &str) -> Result<(), String> {
     match text.trim().parse::<std::net::IpAddr>() {
         Ok(_) => Ok(()),
-        Err(_) => Err(format!("{text} is not an ip address")),
+        Err(_) => Err(format!("IP address is not correctly formatted: {text}")),
     }
 }
 
@@ -368,7 +391,8 @@ mod tests {
             ),
             (
                 "nofile=-1:1",
-                "ulimit soft limit must be less than or equal to hard limit: -1 > 1",
+                "ulimit soft limit must be less than or equal to hard limit: soft: -1 (unlimited), \
+                 hard: 1",
             ),
             (
                 "nofile=1:2:3",

@@ -140,12 +140,17 @@ impl<'a> Run<'a> {
                 let entries = entries.into_iter();
                 Box::new(entries.map(|(key, v)| (Value::from(key.as_str()), v.clone())))
             }
-            Value::Number(number) if number.is_i64() => Box::new(
+            Value::Number(number) if number.is_i64() && pipe.variables.len() < 2 => Box::new(
                 (0..number.as_i64().unwrap_or(0)).map(|n| (Value::from(n), Value::from(n))),
             ),
             other => {
                 let span = pipe.commands.first().map(|command| command.span);
-                let text = format!("range can't iterate over {}", show(other));
+                let text = match other {
+                    Value::Number(number) if number.is_i64() => {
+                        format!("can't use {number} to iterate over more than one variable")
+                    }
+                    other => format!("range can't iterate over {}", show(other)),
+                };
                 return Err(span.map_or_else(String::new, |span| self.trouble(span, &text)));
             }
         };
@@ -224,6 +229,9 @@ impl<'a> Run<'a> {
         }
         args.extend(passed);
         if args.is_empty() {
+            if matches!(first.value, Base::Nil) {
+                return Err(self.trouble(first.span, "nil is not a command"));
+            }
             return self.operand(first, dot);
         }
         if first.fields.is_empty() {
@@ -247,9 +255,10 @@ impl<'a> Run<'a> {
         passed: Option<Value>,
     ) -> Evaluated<Value> {
         let count = operands.len() + usize::from(passed.is_some());
-        function
-            .accepts(count)
-            .map_err(|text| self.trouble(span, &text))?;
+        function.accepts(count).map_err(|text| {
+            let end = span.start + function.name.len();
+            self.trouble(Span { end, ..span }, &text)
+        })?;
         // These two stop at the first argument that decides.
         let decides = match function.name {
             "and" => Some(false),
@@ -267,6 +276,20 @@ impl<'a> Run<'a> {
         args.extend(passed);
         if self.data.titles && CHANGES.contains(&function.name) {
             return Ok(args.into_iter().next().unwrap_or(Value::Null));
+        }
+        if self.data.structs
+            && function.name == "index"
+            && let [map, Value::String(key)] = args.as_slice()
+            && is_text_map(map)
+        {
+            // A Go map of texts has the empty text for every key that it lacks.
+            return Ok(map.get(key).cloned().unwrap_or_else(|| Value::from("")));
+        }
+        if self.data.kind.is_some()
+            && function.name == "json"
+            && let [row @ Value::Object(_)] = args.as_slice()
+        {
+            return Ok(Value::String(escaped(row)));
         }
         (function.call)(&args)
             .map_err(|text| self.trouble(span, &format!("error calling {}: {text}", function.name)))
@@ -334,6 +357,13 @@ impl<'a> Run<'a> {
                 computed = made;
                 return self.rest(operand, &computed, args);
             }
+            let before = depth
+                .checked_sub(1)
+                .and_then(|before| operand.fields.get(before));
+            let in_map = before.is_some_and(|before| MAPS.contains(&before.as_str()));
+            if self.data.structs && in_map && value.get(name).is_none() {
+                return Ok(Value::Null);
+            }
             value = self.field(operand.span, value, name, args, root)?;
         }
         Ok(value.clone())
@@ -370,7 +400,7 @@ impl<'a> Run<'a> {
                 match (found, kind) {
                     (Some(value), _) if args.is_empty() => return Ok(value),
                     (Some(_), _) => {
-                        format!("{name} has arguments but cannot be invoked as function")
+                        format!("{name} is not a method but has arguments")
                     }
                     (None, Some(kind)) if root => {
                         format!("can't evaluate field {name} in type {kind}")
@@ -385,6 +415,22 @@ impl<'a> Run<'a> {
     }
 }
 
+/// JSON of a row, which Docker makes safe for HTML.
+fn escaped(row: &Value) -> String {
+    let text = row.to_string();
+    text.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+}
+
+fn is_text_map(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.values().all(Value::is_string),
+        _ => false,
+    }
+}
+
 /// The last field of a pipeline that is nothing but a field.
 fn field_of(pipe: &Pipe) -> Option<&str> {
     let [command] = pipe.commands.as_slice() else {
@@ -396,13 +442,35 @@ fn field_of(pipe: &Pipe) -> Option<&str> {
     operand.fields.last().map(String::as_str)
 }
 
+/// The fields of Docker's structs that are maps: any key may be asked for.
+const MAPS: [&str; 14] = [
+    "Annotations",
+    "Data",
+    "ExposedPorts",
+    "Labels",
+    "Networks",
+    "Options",
+    "PortBindings",
+    "Ports",
+    "Status",
+    "StorageOpt",
+    "Sysctls",
+    "Tmpfs",
+    "Volumes",
+    "Paths",
+];
+
 /// How Go prints the nil of a field of this name.
 fn nil(field: &str) -> &'static str {
     match field {
-        "Labels" | "Volumes" | "ExposedPorts" | "Sysctls" | "Annotations" | "Options" | "Tmpfs"
-        | "PortBindings" | "Ports" | "Networks" | "StorageOpt" | "Data" => "map[]",
         "PidsLimit" | "OomKillDisable" | "Init" | "MemorySwappiness" | "Health" | "Healthcheck"
         | "StopTimeout" | "State" | "Config" | "HostConfig" => "<nil>",
-        _ => "[]",
+        "Args" | "Binds" | "CapAdd" | "CapDrop" | "Cmd" | "DeviceCgroupRules"
+        | "DeviceRequests" | "Devices" | "Dns" | "DnsOptions" | "DnsSearch" | "Entrypoint"
+        | "Env" | "ExecIDs" | "ExtraHosts" | "GroupAdd" | "Layers" | "Links" | "MaskedPaths"
+        | "Mounts" | "OnBuild" | "ReadonlyPaths" | "RepoDigests" | "RepoTags" | "SecurityOpt"
+        | "Shell" | "Ulimits" | "VolumesFrom" | "Warnings" => "[]",
+        name if MAPS.contains(&name) => "map[]",
+        _ => "<no value>",
     }
 }
