@@ -59,9 +59,9 @@ pub enum Error {
         /// The image.
         name: String,
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What it is for.
-        actual: Platform,
+        actual: Box<Platform>,
     },
     /// No image of a multi-platform index fits.
     #[error("{name} has no image for {wanted}; it has {}", platforms(available))]
@@ -69,7 +69,7 @@ pub enum Error {
         /// The index.
         name: String,
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         available: Vec<Platform>,
     },

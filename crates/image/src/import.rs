@@ -25,6 +25,15 @@ impl Store {
         options: &ImportOptions,
         progress: &dyn Progress,
     ) -> Result<Image> {
+        self.or_collect(|| self.import_layer(source, options, progress))
+    }
+
+    fn import_layer(
+        &self,
+        source: Source<'_>,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image> {
         let label = label(&source);
         // A wrong change must not cost the time of an import.
         let mut execution = ExecutionConfig::default();

@@ -52,6 +52,15 @@ impl Store {
         platform: Option<&Platform>,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>> {
+        self.or_collect(|| self.load_all(source, platform, progress))
+    }
+
+    fn load_all(
+        &self,
+        source: Source<'_>,
+        platform: Option<&Platform>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>> {
         let _lease = self.blobs.lease()?;
         let archive = Archive::open(source, || Ok(self.blobs.scratch()?))?;
         let images = if let Some(bytes) = archive.read("manifest.json", DOCUMENT_LIMIT)? {

@@ -243,6 +243,15 @@ impl Store {
         }
     }
 
+    /// Does something that brings layers in; where it fails, they go again. (A failed pull keeps
+    /// them: the next one goes on from there.)
+    pub(crate) fn or_collect<T>(&self, bring: impl FnOnce() -> Result<T>) -> Result<T> {
+        bring().inspect_err(|_| {
+            // The failure is what has to be told; what stays here, the next removal collects.
+            self.collect().ok();
+        })
+    }
+
     /// Finishes removals that were killed half-way, and those whose last container is gone.
     fn finish_removals(&self, users: Users<'_>) -> Result<()> {
         for id in self.records.ids()? {

@@ -74,7 +74,7 @@ pub(crate) fn best<'i>(name: &str, wanted: &Platform, index: &'i Index) -> Resul
     };
     ranked.or(nested).or(only).ok_or_else(|| Error::NoPlatform {
         name: name.to_owned(),
-        wanted: wanted.clone(),
+        wanted: Box::new(wanted.clone()),
         available: images.iter().filter_map(|d| d.platform.clone()).collect(),
     })
 }
@@ -126,8 +126,8 @@ pub(crate) fn check_config(
     match platform {
         Some(wanted) if !actual.satisfies(wanted) => Err(Error::Platform {
             name: name.to_owned(),
-            wanted: wanted.clone(),
-            actual,
+            wanted: Box::new(wanted.clone()),
+            actual: Box::new(actual),
         }),
         _ => Ok(config),
     }

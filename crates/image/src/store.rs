@@ -277,8 +277,8 @@ impl Store {
                 Ok((image, _)) if policy == PullPolicy::Never => {
                     return Err(Error::Platform {
                         name: name.to_owned(),
-                        wanted: options.platform.clone().unwrap_or_default(),
-                        actual: image.platform,
+                        wanted: Box::new(options.platform.clone().unwrap_or_default()),
+                        actual: Box::new(image.platform),
                     });
                 }
                 Err(error @ Error::NotFound { .. }) if policy == PullPolicy::Never => {
