@@ -124,7 +124,11 @@ impl Ingest {
         if let Some(present) = self.store.find(diff_id, parents)? {
             return Ok(present);
         }
-        let links = if parents.is_empty() { Links::Must } else { Links::May };
+        let links = if parents.is_empty() {
+            Links::Must
+        } else {
+            Links::May
+        };
         let mut built = builder.finish(links)?;
         let mut sources = Sources::new(self.tar);
         let mut below = Vec::new();
@@ -211,8 +215,12 @@ impl Write for Ingest {
         self.size += bytes.len() as u64;
         if self.size - self.flushed >= WRITEBACK {
             // Only a head start: the fsync at the end tells whether it worked.
-            knarr_sys::writeback::start_writeback(&self.tar, self.flushed, self.size - self.flushed)
-                .ok();
+            knarr_sys::writeback::start_writeback(
+                &self.tar,
+                self.flushed,
+                self.size - self.flushed,
+            )
+            .ok();
             self.flushed = self.size;
         }
         self.parse(bytes);
@@ -225,7 +233,12 @@ impl Write for Ingest {
 }
 
 /// Reads the tar's headers again, now that the layers below are known.
-fn rebuild(store: &Store, path: &Path, parents: &[LayerId], sources: &mut Sources) -> Result<Built> {
+fn rebuild(
+    store: &Store,
+    path: &Path,
+    parents: &[LayerId],
+    sources: &mut Sources,
+) -> Result<Built> {
     let mut lower = store.lower(parents, sources)?;
     let mut builder = Builder::new(tree::Limits::default(), Some(&mut lower));
     if let Some(tar) = sources.file(Sources::TAR) {
@@ -246,7 +259,9 @@ fn each_member(
     let mut buffer = vec![0; 32 << 10];
     loop {
         reader.skip();
-        let count = file.read_at(&mut buffer, reader.offset()).map_err(&failed)?;
+        let count = file
+            .read_at(&mut buffer, reader.offset())
+            .map_err(&failed)?;
         let mut bytes = buffer.get(..count).unwrap_or_default();
         if bytes.is_empty() {
             return Ok(reader.end()?);

@@ -19,7 +19,10 @@ impl Lower {
     }
 
     /// The layer that shows the name, and its inode there.
-    fn resolve(&self, path: &[&[u8]]) -> Result<Option<(&(Index, [usize; 2]), Inode)>, erofs::Error> {
+    fn resolve(
+        &self,
+        path: &[&[u8]],
+    ) -> Result<Option<(&(Index, [usize; 2]), Inode)>, erofs::Error> {
         let mut dirs = Vec::new();
         for layer in &self.layers {
             let root = layer.0.root()?;
@@ -96,7 +99,9 @@ impl Below for Lower {
                 let names: Vec<&[u8]> = link.iter().map(|name| &name[..]).collect();
                 let shown = self.resolve(&names)?;
                 // The same inode: not hidden, and nothing else in front of it.
-                if shown.is_some_and(|(at, found)| std::ptr::eq(at, layer) && found.nid == inode.nid) {
+                if shown
+                    .is_some_and(|(at, found)| std::ptr::eq(at, layer) && found.nid == inode.nid)
+                {
                     links.push(link);
                 }
             }

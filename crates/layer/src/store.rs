@@ -194,7 +194,9 @@ impl Store {
     /// Where the folder cannot be listed.
     pub fn list(&self) -> Result<Vec<LayerId>> {
         let names = knarr_fs::file_names(&self.by_digest())?;
-        let digests = names.iter().filter_map(|name| Digest::from_hex(name.to_str()?).ok());
+        let digests = names
+            .iter()
+            .filter_map(|name| Digest::from_hex(name.to_str()?).ok());
         Ok(digests.map(LayerId).collect())
     }
 
@@ -242,9 +244,10 @@ impl Store {
         let mut lower = Lower::default();
         for id in layers {
             let (tar, index) = self.files(id)?;
-            let copied = index
-                .try_clone()
-                .map_err(knarr_fs::Error::of_io("open", "dup", &self.path(id)))?;
+            let copied =
+                index
+                    .try_clone()
+                    .map_err(knarr_fs::Error::of_io("open", "dup", &self.path(id)))?;
             let numbers = [sources.add(tar), sources.add(copied)];
             lower.push(Index::open(index)?, numbers);
         }
@@ -271,7 +274,9 @@ impl Store {
                     size += count as u64;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(knarr_fs::Error::of_io("read", "read", &path)(error).into()),
+                Err(error) => {
+                    return Err(knarr_fs::Error::of_io("read", "read", &path)(error).into());
+                }
             }
         }
         let found = digest_of(hash);
@@ -389,7 +394,8 @@ mod tests {
         );
     }
 
-    const CHAIN_OF_A_AND_B: &str = "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c";
+    const CHAIN_OF_A_AND_B: &str =
+        "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c";
 
     #[test]
     fn the_manifest_is_golden() {

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use super::Error;
 use super::crc32c::crc32c;
 use super::format::*;
-use crate::tree::{Content, Device, Dir, File, Kind, Meta, Node, NodeId, Sources, Time, Tree, Xattrs};
+use crate::tree::{
+    Content, Device, Dir, File, Kind, Meta, Node, NodeId, Sources, Time, Tree, Xattrs,
+};
 
 /// [`BLOCK`] as a length in memory.
 const BLOCK_LEN: usize = 512;
@@ -138,7 +140,10 @@ enum Body {
     /// A directory's entries (their inode numbers filled in later) or a symlink's target.
     Bytes(Vec<u8>),
     /// A regular file.
-    Chunks { bits: u8, map: ChunkMap },
+    Chunks {
+        bits: u8,
+        map: ChunkMap,
+    },
 }
 
 impl Shape {
@@ -183,7 +188,11 @@ impl Shape {
     }
 
     fn inode_len(&self) -> u64 {
-        if self.extended { EXTENDED_LEN } else { COMPACT_LEN }
+        if self.extended {
+            EXTENDED_LEN
+        } else {
+            COMPACT_LEN
+        }
     }
 
     /// Inode and attributes.
@@ -226,12 +235,18 @@ impl Shape {
         let (layout, size, union) = match &self.body {
             Body::Nothing => (FLAT_PLAIN, 0, device_number(&node.kind)),
             Body::Bytes(bytes) => {
-                let layout = if self.inline_tail > 0 { FLAT_INLINE } else { FLAT_PLAIN };
+                let layout = if self.inline_tail > 0 {
+                    FLAT_INLINE
+                } else {
+                    FLAT_PLAIN
+                };
                 (layout, bytes.len() as u64, block_number(self.first_block))
             }
-            Body::Chunks { bits, map } => {
-                (CHUNK_BASED, map.size, u32::from(u16::from(*bits) | CHUNK_INDEXES))
-            }
+            Body::Chunks { bits, map } => (
+                CHUNK_BASED,
+                map.size,
+                u32::from(u16::from(*bits) | CHUNK_INDEXES),
+            ),
         };
         let Meta {
             mode,

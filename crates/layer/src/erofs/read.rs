@@ -8,7 +8,9 @@ use std::os::unix::fs::FileExt;
 use super::Error;
 use super::crc32c::crc32c;
 use super::format::*;
-use crate::tree::{Content, Device, Dir, File, Kind, Meta, Node, NodeId, Piece, Time, Tree, Xattrs};
+use crate::tree::{
+    Content, Device, Dir, File, Kind, Meta, Node, NodeId, Piece, Time, Tree, Xattrs,
+};
 
 /// An open index. It reads what [`plan`](super::plan) writes, not every EROFS image; damage is an
 /// [`Error::Damaged`], never a panic.
@@ -195,7 +197,10 @@ impl Index {
                 _ => block.len(),
             };
             let name = block.get(start..end).unwrap_or_default();
-            name.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()
+            name.split(|&byte| byte == 0)
+                .next()
+                .unwrap_or_default()
+                .to_vec()
         };
         let after = blocks.partition_point(|block| first_name(block).as_slice() <= name);
         let Some(block) = after.checked_sub(1).and_then(|at| blocks.get(at)) else {

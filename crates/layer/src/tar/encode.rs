@@ -67,7 +67,9 @@ fn encode_parts(member: &Member) -> Result<Vec<u8>, &'static str> {
     if member.path.contains(&0) {
         return Err("a NUL in a name");
     }
-    block.octal(MODE, 8, member.mode & 0o7777).ok_or("its mode")?;
+    block
+        .octal(MODE, 8, member.mode & 0o7777)
+        .ok_or("its mode")?;
     for (key, at, id) in [("uid", UID, member.uid), ("gid", GID, member.gid)] {
         if id < 0 {
             return Err("a negative owner");
@@ -77,8 +79,16 @@ fn encode_parts(member: &Member) -> Result<Vec<u8>, &'static str> {
             records.insert(key.into(), id.to_string().into_bytes());
         }
     }
-    let size = if member.kind.has_data() { member.size } else { 0 };
-    if i64::try_from(size).ok().and_then(|size| block.octal(SIZE, 12, size)).is_none() {
+    let size = if member.kind.has_data() {
+        member.size
+    } else {
+        0
+    };
+    if i64::try_from(size)
+        .ok()
+        .and_then(|size| block.octal(SIZE, 12, size))
+        .is_none()
+    {
         block.octal(SIZE, 12, 0);
         records.insert(b"size".to_vec(), size.to_string().into_bytes());
     }
@@ -115,7 +125,14 @@ fn encode_parts(member: &Member) -> Result<Vec<u8>, &'static str> {
             .collect();
         let mut pax = Block::new();
         pax.path(&pax_name(&member.path));
-        for (at, width) in [(MODE, 8), (UID, 8), (GID, 8), (MTIME, 12), (MAJOR, 8), (MINOR, 8)] {
+        for (at, width) in [
+            (MODE, 8),
+            (UID, 8),
+            (GID, 8),
+            (MTIME, 12),
+            (MAJOR, 8),
+            (MINOR, 8),
+        ] {
             pax.octal(at, width, 0);
         }
         let size = i64::try_from(payload.len()).map_err(|_| "its extended header")?;
@@ -133,7 +150,9 @@ fn pax_name(path: &[u8]) -> Vec<u8> {
     let path: Vec<u8> = path.iter().copied().filter(u8::is_ascii).collect();
     let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
     let (dir, base) = match trimmed.iter().rposition(|&byte| byte == b'/') {
-        Some(slash) => trimmed.split_at_checked(slash.saturating_add(1)).unwrap_or_default(),
+        Some(slash) => trimmed
+            .split_at_checked(slash.saturating_add(1))
+            .unwrap_or_default(),
         None => (&[][..], trimmed),
     };
     let mut name = [dir, b"PaxHeaders.0/", base].concat();
@@ -225,7 +244,8 @@ impl Block {
         let trimmed = path.strip_suffix(b"/").unwrap_or(path);
         let head = trimmed.get(..156).unwrap_or(trimmed);
         if let Some(slash) = head.iter().rposition(|&byte| byte == b'/')
-            && let (Some(prefix), Some(name)) = (path.get(..slash), path.get(slash.saturating_add(1)..))
+            && let (Some(prefix), Some(name)) =
+                (path.get(..slash), path.get(slash.saturating_add(1)..))
             && !prefix.is_empty()
             && !name.is_empty()
             && name.len() <= 100

@@ -80,9 +80,7 @@ impl Pax {
             b"uid" => self.uid = id()?,
             b"gid" => self.gid = id()?,
             b"mtime" => {
-                self.mtime = text()
-                    .map(|_| time(value).ok_or(Reason::Pax))
-                    .transpose()?;
+                self.mtime = text().map(|_| time(value).ok_or(Reason::Pax)).transpose()?;
             }
             b"GNU.sparse.major" => self.sparse.major = text(),
             b"GNU.sparse.minor" => self.sparse.minor = text(),
@@ -90,8 +88,13 @@ impl Pax {
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse.real_size = count()?,
             b"GNU.sparse.map" => {
                 self.sparse.map.clear();
-                for number in value.split(|&byte| byte == b',').filter(|_| !value.is_empty()) {
-                    self.sparse.map.push(unsigned(number).ok_or(Reason::Sparse)?);
+                for number in value
+                    .split(|&byte| byte == b',')
+                    .filter(|_| !value.is_empty())
+                {
+                    self.sparse
+                        .map
+                        .push(unsigned(number).ok_or(Reason::Sparse)?);
                 }
             }
             // Offset and length in turn (0.0): what is at odds with the turn is malformed.
@@ -197,7 +200,11 @@ fn unescape(text: &[u8], only: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
-        let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let hex = |byte: u8| {
+            char::from(byte)
+                .to_digit(16)
+                .and_then(|d| u8::try_from(d).ok())
+        };
         if let (b'%', Some(&[high, low])) = (first, tail.first_chunk::<2>())
             && let (Some(high), Some(low)) = (hex(high), hex(low))
         {

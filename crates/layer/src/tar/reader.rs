@@ -374,7 +374,11 @@ impl Reader {
             size: if kind.has_data() { size } else { 0 },
             data: self.offset,
             // A GNU dump's directory is followed by its list of names.
-            data_size: if kind.has_data() || flag == b'D' { size } else { 0 },
+            data_size: if kind.has_data() || flag == b'D' {
+                size
+            } else {
+                0
+            },
             sparse: None,
             path,
         });

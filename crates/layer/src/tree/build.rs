@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Below, Content, Device, Dir, Error, File, Kind, Meta, Node, NodeId, Piece, Sources, Tree, Xattrs,
+    Below, Content, Device, Dir, Error, File, Kind, Meta, Node, NodeId, Piece, Sources, Tree,
+    Xattrs,
 };
 use crate::tar::{self, Member, show};
 
@@ -124,7 +125,10 @@ impl<'a> Builder<'a> {
             self.set_opaque(dir);
             return Ok(());
         }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|_| !name.starts_with(AUFS)) {
+        if let Some(hidden) = name
+            .strip_prefix(WHITEOUT)
+            .filter(|_| !name.starts_with(AUFS))
+        {
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(Error::Path {
                     path: shown(),
@@ -182,8 +186,15 @@ impl<'a> Builder<'a> {
     }
 
     fn charge(&mut self, member: &Member) -> Result<(), Error> {
-        let xattrs: usize = member.xattrs.iter().map(|(name, value)| name.len() + value.len() + 96).sum();
-        let segments = member.sparse.as_ref().map_or(0, |map| map.len() * size_of::<Piece>());
+        let xattrs: usize = member
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 96)
+            .sum();
+        let segments = member
+            .sparse
+            .as_ref()
+            .map_or(0, |map| map.len() * size_of::<Piece>());
         self.charge_bytes(
             size_of::<Node>() + 64 + member.path.len() + member.link.len() + xattrs + segments,
         )
@@ -384,7 +395,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Takes a lower layer's file into this one, with all the names it has there.
-    fn copy_up(&mut self, trail: &Trail, name: &[u8], path: &[u8]) -> Result<Option<NodeId>, Error> {
+    fn copy_up(
+        &mut self,
+        trail: &Trail,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<Option<NodeId>, Error> {
         if self.hides_below(trail) {
             return Ok(None);
         }
@@ -509,7 +525,11 @@ fn end(trail: &Trail) -> NodeId {
 }
 
 fn names_of<'n>(trail: &'n Trail, last: &'n [u8]) -> Vec<&'n [u8]> {
-    trail.iter().map(|(name, _)| &name[..]).chain([last]).collect()
+    trail
+        .iter()
+        .map(|(name, _)| &name[..])
+        .chain([last])
+        .collect()
 }
 
 /// The names of a path, `.` and `..` resolved lexically and never above the root.
@@ -608,7 +628,11 @@ fn xattrs(member: &Member) -> Result<Xattrs, Error> {
         if overlays || !known {
             continue;
         }
-        if name.len() > NAME_MAX || name.ends_with(b".") || name.contains(&0) || value.len() > XATTR_MAX {
+        if name.len() > NAME_MAX
+            || name.ends_with(b".")
+            || name.contains(&0)
+            || value.len() > XATTR_MAX
+        {
             return Err(Error::Path {
                 path: show(&member.path),
                 why: "an extended attribute is nameless or too large",

@@ -11,6 +11,8 @@ mod below;
 mod build;
 mod error;
 mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
