@@ -163,7 +163,8 @@ impl Tree {
     /// # Errors
     /// As the calls it takes; EEXIST where `to` has an entry of that name. What was copied stays.
     pub fn copy_to(&self, to: &Self, keep: impl Fn(&[u8]) -> bool + Copy) -> Result<()> {
-        let mut links: HashMap<(u64, u64), Inode> = HashMap::new();
+        // The first copy of an inode that has several names: by path, as there may be many.
+        let mut links: HashMap<(u64, u64), PathBuf> = HashMap::new();
         let mut directories = VecDeque::new();
         self.walk::<Error>(|entry| {
             let name = entry.path.file_name().unwrap_or_default();
@@ -178,7 +179,10 @@ impl Tree {
             }
             let id = (entry.stat.st_dev, entry.stat.st_ino);
             if let Some(first) = links.get(&id) {
-                first.hardlink(parent.as_fd(), name)?;
+                let folder = to.directory(first.parent().unwrap_or(Path::new("")))?;
+                let first_name = first.file_name().unwrap_or_default();
+                Inode::open_at(folder.as_fd(), first_name, to.shown.join(first))?
+                    .hardlink(parent.as_fd(), name)?;
                 return Ok(Descend::Past);
             }
             let Some(copy) = copy_one(entry, parent.as_fd(), name, shown)? else {
@@ -186,7 +190,7 @@ impl Tree {
             };
             copy.copy_metadata(entry.inode, keep)?;
             if entry.stat.st_nlink > 1 {
-                links.insert(id, copy);
+                links.insert(id, entry.path.to_owned());
             }
             Ok(Descend::Past)
         })?;
@@ -197,6 +201,12 @@ impl Tree {
             copy.copy_metadata(&from, keep)?;
         }
         Ok(())
+    }
+}
+
+impl AsFd for Tree {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 }
 

@@ -1,5 +1,9 @@
 //! Drivers: how a layer in the store becomes a directory that can be stacked.
 
+mod erofs;
+mod overlay;
+mod probe;
+
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -7,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::holder::Keeping;
 use crate::mount::HeldLayer;
 use crate::rootfs::LayerPaths;
 use crate::store::{LayerId, Store};
@@ -60,14 +65,52 @@ impl Driver {
     /// [`Error::NoDriver`](crate::Error::NoDriver) where none works,
     /// [`Error::UnknownDriver`](crate::Error::UnknownDriver) for a wrong `KNARR_DRIVER`.
     pub fn choose(data_root: &Path, run_root: &Path) -> Result<Self> {
-        let _ = (data_root, run_root);
-        todo!()
+        match std::env::var("KNARR_DRIVER") {
+            Ok(name) if !name.is_empty() => name.parse().map_err(crate::Error::UnknownDriver),
+            _ => probe::choose(data_root, run_root),
+        }
     }
 
     /// The driver's code.
     pub fn snapshotter(self) -> &'static dyn Snapshotter {
-        todo!()
+        use erofs::{Backing, Erofs};
+        match self {
+            Self::Erofs => &Erofs {
+                backing: Backing::Files,
+                keeping: Keeping::Mount,
+            },
+            Self::ErofsPath => &Erofs {
+                backing: Backing::Files,
+                keeping: Keeping::Namespace,
+            },
+            Self::ErofsLoop => &Erofs {
+                backing: Backing::Loop,
+                keeping: Keeping::Mount,
+            },
+            Self::ErofsLoopPath => &Erofs {
+                backing: Backing::Loop,
+                keeping: Keeping::Namespace,
+            },
+            Self::Overlay | Self::OverlayPath => &overlay::Overlay,
+        }
     }
+
+    /// How its layers are stacked.
+    pub(crate) const fn stacking(self) -> Stacking {
+        match self {
+            Self::Erofs | Self::ErofsLoop | Self::Overlay => Stacking::Descriptors,
+            Self::ErofsPath | Self::ErofsLoopPath | Self::OverlayPath => Stacking::Paths,
+        }
+    }
+}
+
+/// How overlayfs is given its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stacking {
+    /// By descriptors of detached mounts.
+    Descriptors,
+    /// By paths inside a private mount namespace.
+    Paths,
 }
 
 impl fmt::Display for Driver {
@@ -105,10 +148,11 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
     /// Where the layer is missing or damaged or its tree cannot be written.
     fn prepare(&self, store: &Store, id: &LayerId) -> Result<()>;
 
-    /// The layer as a directory: a detached read-only mount or, for trees, the open folder.
+    /// Layers as directories, in the order given: detached read-only mounts or, for trees, the
+    /// open folders.
     ///
     /// # Errors
     /// [`Error::Mount`](crate::Error::Mount) where the kernel refuses,
     /// [`Error::NotPrepared`](crate::Error::NotPrepared) without [`prepare`](Self::prepare).
-    fn open(&self, layer: &LayerPaths, run_root: &Path) -> Result<HeldLayer>;
+    fn open(&self, layers: &[LayerPaths], run_root: &Path) -> Result<Vec<HeldLayer>>;
 }
