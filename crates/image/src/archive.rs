@@ -238,10 +238,12 @@ fn spool(
     let mut file = scratch()?;
     match inflate::copy(stream, Hashing::Never, &mut file) {
         Ok(_) => Ok(file),
-        Err(Failure::Source(cause) | Failure::Sink(cause)) => Err(Error::ArchiveRead {
-            archive: label.to_owned(),
-            cause,
-        }),
+        Err(Failure::Source(cause) | Failure::Stream(cause, _) | Failure::Sink(cause)) => {
+            Err(Error::ArchiveRead {
+                archive: label.to_owned(),
+                cause,
+            })
+        }
     }
 }
 

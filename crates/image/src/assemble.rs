@@ -13,7 +13,7 @@ use knarr_fs::{Lock, failpoint};
 use knarr_layer::{Ingest, Layer};
 use knarr_spec::Digest;
 
-use crate::inflate::{self, Failure, Hashing};
+use crate::inflate::{self, Copied, Failure, Hashing};
 use crate::{Error, Event, LayerId, LayerState, Progress, Result};
 
 /// How long another pull's work on a layer is waited for while this one has unfinished layers of
@@ -89,10 +89,24 @@ impl Assembled {
     }
 }
 
+/// The right to bring a layer, which others wait for.
+struct Claim {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // While it is still locked: who waits for it sees that it is gone and makes a new one. A
+        // file that stays is only clutter in the run root.
+        knarr_fs::remove_file(&self.path).ok();
+    }
+}
+
 /// What a thread made of a layer.
 enum Made {
     /// All its bytes are in; they wait for the layers below. The claim ends when it is published.
-    Taken(Ingest, Option<Lock>),
+    Taken(Ingest, Option<Claim>),
     /// Somebody else had just brought it.
     Present(Layer),
 }
@@ -218,13 +232,13 @@ impl Context<'_> {
         job: &Wanted,
         stop: &AtomicBool,
         unpublished: &AtomicUsize,
-    ) -> Result<Option<Lock>> {
+    ) -> Result<Option<Claim>> {
         knarr_fs::create_dir_all(&self.claims)?;
         let path = self.claims.join(job.diff_id.hex());
         let begun = Instant::now();
         loop {
-            if let Some(claim) = Lock::try_exclusive(&path)? {
-                return Ok(Some(claim));
+            if let Some(lock) = Lock::try_exclusive(&path)? {
+                return Ok(Some(Claim { path, _lock: lock }));
             }
             let waited_for = unpublished.load(Ordering::Relaxed) > 0;
             if stop.load(Ordering::Relaxed) || (waited_for && begun.elapsed() > DEADLOCK) {
@@ -249,7 +263,10 @@ impl Context<'_> {
         };
         let copied = match inflate::copy(source, hashing, &mut ingest) {
             Ok(copied) => copied,
-            Err(Failure::Source(cause)) => {
+            Err(Failure::Stream(_, Some(got))) if job.blob.is_some_and(|blob| blob != got) => {
+                Copied { digest: Some(got) }
+            }
+            Err(Failure::Source(cause) | Failure::Stream(cause, _)) => {
                 return Err(Error::LayerStream {
                     name: self.name.clone(),
                     layer: job.name().to_string(),
@@ -280,7 +297,7 @@ impl Context<'_> {
         made: &Receiver<(Wanted, Result<Made>)>,
         unpublished: &AtomicUsize,
     ) -> Result<Assembled> {
-        let mut taken: HashMap<Digest, (Ingest, Option<Lock>)> = HashMap::new();
+        let mut taken: HashMap<Digest, (Ingest, Option<Claim>)> = HashMap::new();
         let mut done = Assembled::default();
         for layer in wanted {
             let parents = done.ids();
@@ -294,10 +311,7 @@ impl Context<'_> {
                         .map_err(|cause| self.failed(layer, cause))?;
                     failpoint!("layer.published");
                     unpublished.fetch_sub(1, Ordering::Relaxed);
-                    if claim.is_some() {
-                        // Before the claim is dropped: who waits then makes a new file.
-                        knarr_fs::remove_file(&self.claims.join(layer.diff_id.hex()))?;
-                    }
+                    drop(claim);
                     self.tell(layer, LayerState::Complete);
                     break published;
                 }

@@ -56,7 +56,7 @@ impl Store {
         let mut ingest = self.layers.ingest(None)?;
         match inflate::copy(stream, Hashing::Never, &mut ingest) {
             Ok(_) => {}
-            Err(Failure::Source(cause)) => {
+            Err(Failure::Source(cause) | Failure::Stream(cause, _)) => {
                 return Err(Error::ArchiveRead {
                     archive: label,
                     cause,

@@ -30,8 +30,10 @@ pub(crate) struct Copied {
 /// On which side a copy failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The source ended early, broke, or is not well-formed.
+    /// The source broke.
     Source(io::Error),
+    /// The source's bytes all came but cannot be inflated; their digest, where it was asked for.
+    Stream(io::Error, Option<Digest>),
     /// The bytes could not be taken.
     Sink(io::Error),
 }
@@ -83,27 +85,39 @@ pub(crate) fn copy(
         source: Cursor::new(start).chain(source),
         hasher: hashed.then(Hasher::new),
     };
+    let inflated = inflate(compression, &mut tee, sink);
+    if let Err(failure @ Failure::Sink(_)) = inflated {
+        return Err(failure);
+    }
+    // What follows the compressed data belongs to the blob's digest; and where the data is bad,
+    // whether it is what was promised is the better thing to say.
+    io::copy(&mut tee, &mut io::sink()).map_err(Failure::Source)?;
+    let digest = tee.hasher.map(Hasher::finish);
+    match inflated {
+        Ok(()) => Ok(Copied { digest }),
+        Err(Failure::Source(cause)) => Err(Failure::Stream(cause, digest)),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn inflate(
+    compression: Compression,
+    source: &mut impl Read,
+    sink: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut buffered = BufReader::with_capacity(PIECE / 2, source);
     match compression {
-        Compression::None => pump(&mut tee, sink)?,
-        Compression::Gzip => {
-            let buffered = BufReader::with_capacity(PIECE / 2, &mut tee);
-            pump(&mut flate2::bufread::MultiGzDecoder::new(buffered), sink)?;
-        }
+        Compression::None => pump(buffered.get_mut(), sink),
+        Compression::Gzip => pump(&mut flate2::bufread::MultiGzDecoder::new(buffered), sink),
         Compression::Zstd => {
-            let buffered = BufReader::with_capacity(PIECE / 2, &mut tee);
             let mut decoder =
                 zstd::stream::read::Decoder::with_buffer(buffered).map_err(Failure::Source)?;
             decoder
                 .window_log_max(ZSTD_WINDOW_LOG)
                 .map_err(Failure::Source)?;
-            pump(&mut decoder, sink)?;
+            pump(&mut decoder, sink)
         }
     }
-    // What follows the compressed data belongs to the blob's digest.
-    io::copy(&mut tee, &mut io::sink()).map_err(Failure::Source)?;
-    Ok(Copied {
-        digest: tee.hasher.map(Hasher::finish),
-    })
 }
 
 fn pump(source: &mut dyn Read, sink: &mut dyn Write) -> Result<(), Failure> {
