@@ -1,11 +1,14 @@
 //! The engine's front.
 
+use std::cell::OnceCell;
 use std::io::{Read, Write};
 
-use knarr_image::{Progress, Removed, Store};
+use knarr_cgroup::Layout;
+use knarr_image::{ImageId, Progress, Removed, Store, User};
 use knarr_spec::ContainerId;
 use serde_json::Value;
 
+use crate::record::{Record, Root};
 use crate::{
     Change, CopyEnd, CopyOptions, CreateRequest, Created, ExecRequest, Filters, ListOptions,
     Listing, LogLine, LogOptions, Pruned, RemoveOptions, Result, Session, Settings, StartOptions,
@@ -18,6 +21,7 @@ use crate::{
 pub struct Engine {
     settings: Settings,
     images: Store,
+    layout: OnceCell<Layout>,
 }
 
 impl Engine {
@@ -26,8 +30,13 @@ impl Engine {
     /// # Errors
     /// `Denied` with one clear sentence for a user without root; when the folders cannot be made.
     pub fn open(settings: Settings) -> Result<Self> {
-        let _ = settings;
-        todo!()
+        settings.prepare()?;
+        let images = Store::open(&settings.root, &settings.run_root)?;
+        Ok(Self {
+            settings,
+            images,
+            layout: OnceCell::new(),
+        })
     }
 
     /// Where everything is.
@@ -45,8 +54,12 @@ impl Engine {
     /// # Errors
     /// A wrong request, a missing image, a name in use.
     pub fn create(&self, request: &CreateRequest, progress: &dyn Progress) -> Result<Created> {
-        let _ = (request, progress);
-        todo!()
+        let mut draft = self.draft(request, progress)?;
+        let mut warnings = std::mem::take(&mut draft.warnings);
+        warnings.extend(self.limits(&draft)?);
+        let (record, lock) = self.publish(request.name.as_deref(), draft)?;
+        drop(lock);
+        Ok(Self::created(&record, warnings))
     }
 
     /// `run`: create and start in one step.
@@ -59,8 +72,7 @@ impl Engine {
         options: &StartOptions,
         progress: &dyn Progress,
     ) -> Result<(Created, Option<Session>)> {
-        let _ = (request, options, progress);
-        todo!()
+        self.run_now(request, options, progress)
     }
 
     /// `run --plan`: what would be done, as JSON, without doing it.
@@ -68,8 +80,7 @@ impl Engine {
     /// # Errors
     /// As [`create`](Self::create).
     pub fn plan(&self, request: &CreateRequest, progress: &dyn Progress) -> Result<Value> {
-        let _ = (request, progress);
-        todo!()
+        self.plan_now(request, progress)
     }
 
     /// The id that a name, id or unique prefix means.
@@ -77,8 +88,7 @@ impl Engine {
     /// # Errors
     /// `NotFound` with near names, `Ambiguous`.
     pub fn resolve(&self, container: &str) -> Result<ContainerId> {
-        let _ = container;
-        todo!()
+        self.find(container)
     }
 
     /// `start`. One that runs already is fine.
@@ -86,8 +96,7 @@ impl Engine {
     /// # Errors
     /// What the runtime said, the reason of a failed exec included.
     pub fn start(&self, container: &str, options: &StartOptions) -> Result<Option<Session>> {
-        let _ = (container, options);
-        todo!()
+        self.start_now(container, options)
     }
 
     /// `attach`.
@@ -95,8 +104,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it does not run or is paused.
     pub fn attach(&self, container: &str, options: &StartOptions) -> Result<Session> {
-        let _ = (container, options);
-        todo!()
+        self.attach_now(container, options)
     }
 
     /// `stop`. One that does not run is fine.
@@ -104,8 +112,21 @@ impl Engine {
     /// # Errors
     /// When it cannot be reached.
     pub fn stop(&self, container: &str, options: &StopOptions) -> Result<()> {
-        let _ = (container, options);
-        todo!()
+        self.stop_now(container, options, &mut |_| {})
+    }
+
+    /// [`stop`](Self::stop), and `deaf` is called with the signal where the first process will not
+    /// react to it, so that the user knows why it takes so long.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop).
+    pub fn stop_telling(
+        &self,
+        container: &str,
+        options: &StopOptions,
+        deaf: &mut dyn FnMut(i32),
+    ) -> Result<()> {
+        self.stop_now(container, options, deaf)
     }
 
     /// `kill`, with a signal by name (with or without SIG) or number.
@@ -113,8 +134,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it does not run; a wrong signal.
     pub fn kill(&self, container: &str, signal: &str) -> Result<()> {
-        let _ = (container, signal);
-        todo!()
+        self.kill_now(container, signal)
     }
 
     /// `restart`.
@@ -122,8 +142,7 @@ impl Engine {
     /// # Errors
     /// As [`stop`](Self::stop) and [`start`](Self::start).
     pub fn restart(&self, container: &str, options: &StopOptions) -> Result<()> {
-        let _ = (container, options);
-        todo!()
+        self.restart_now(container, options)
     }
 
     /// `rm`.
@@ -131,8 +150,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it runs and force is not said.
     pub fn remove(&self, container: &str, options: &RemoveOptions) -> Result<()> {
-        let _ = (container, options);
-        todo!()
+        self.remove_now(container, options)
     }
 
     /// `rename`.
@@ -140,8 +158,7 @@ impl Engine {
     /// # Errors
     /// A wrong name, one in use.
     pub fn rename(&self, container: &str, name: &str) -> Result<()> {
-        let _ = (container, name);
-        todo!()
+        self.rename_now(container, name)
     }
 
     /// `pause`.
@@ -149,8 +166,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it does not run or is paused already.
     pub fn pause(&self, container: &str) -> Result<()> {
-        let _ = container;
-        todo!()
+        self.pause_now(container, true)
     }
 
     /// `unpause`.
@@ -158,8 +174,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it is not paused.
     pub fn unpause(&self, container: &str) -> Result<()> {
-        let _ = container;
-        todo!()
+        self.pause_now(container, false)
     }
 
     /// `wait`: the exit code.
@@ -167,8 +182,7 @@ impl Engine {
     /// # Errors
     /// When it cannot be found.
     pub fn wait(&self, container: &str, condition: WaitCondition) -> Result<i32> {
-        let _ = (container, condition);
-        todo!()
+        self.wait_now(container, condition)
     }
 
     /// `exec`, in the foreground.
@@ -176,8 +190,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it does not run or is paused; why the program could not be run.
     pub fn exec(&self, container: &str, request: &ExecRequest) -> Result<Session> {
-        let _ = (container, request);
-        todo!()
+        self.exec_now(container, request)
     }
 
     /// `exec -d`: returns once the program runs.
@@ -185,8 +198,7 @@ impl Engine {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub fn exec_detached(&self, container: &str, request: &ExecRequest) -> Result<()> {
-        let _ = (container, request);
-        todo!()
+        self.exec_detached_now(container, request)
     }
 
     /// `logs`: gives every line to `sink` until it returns an error or there is no more.
@@ -199,8 +211,7 @@ impl Engine {
         options: &LogOptions,
         sink: &mut dyn FnMut(LogLine<'_>) -> std::io::Result<()>,
     ) -> Result<()> {
-        let _ = (container, options, sink);
-        todo!()
+        self.logs_now(container, options, sink)
     }
 
     /// Whether the container has a terminal (then its log has no separate standard error).
@@ -208,8 +219,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`.
     pub fn has_tty(&self, container: &str) -> Result<bool> {
-        let _ = container;
-        todo!()
+        Ok(self.record(&self.find(container)?)?.config.tty)
     }
 
     /// `top`: the host's view of its processes; `arguments` are those of ps(1).
@@ -217,8 +227,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where it does not run.
     pub fn top(&self, container: &str, arguments: &[String]) -> Result<Top> {
-        let _ = (container, arguments);
-        todo!()
+        self.top_now(container, arguments)
     }
 
     /// `stats` of one container.
@@ -226,8 +235,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`; one that does not run gives zeros.
     pub fn stats(&self, container: &str) -> Result<StatsReader> {
-        let _ = container;
-        todo!()
+        self.stats_now(container)
     }
 
     /// `diff`.
@@ -235,8 +243,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`.
     pub fn diff(&self, container: &str) -> Result<Vec<Change>> {
-        let _ = container;
-        todo!()
+        self.diff_now(container)
     }
 
     /// `cp`. `input` and `output` are what [`CopyEnd::Stream`] means.
@@ -251,8 +258,7 @@ impl Engine {
         input: &mut dyn Read,
         output: &mut dyn Write,
     ) -> Result<()> {
-        let _ = (from, to, options, input, output);
-        todo!()
+        self.copy_now(from, to, options, input, output)
     }
 
     /// `inspect` of a container, in Docker's shape and field order.
@@ -260,8 +266,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`.
     pub fn inspect(&self, container: &str, size: bool) -> Result<Value> {
-        let _ = (container, size);
-        todo!()
+        self.inspect_now(container, size)
     }
 
     /// `ps`.
@@ -269,8 +274,7 @@ impl Engine {
     /// # Errors
     /// An unknown filter; when the state folders cannot be read.
     pub fn list(&self, options: &ListOptions) -> Result<Listing> {
-        let _ = options;
-        todo!()
+        self.list_now(options)
     }
 
     /// `container prune`. Filters: `label`, `until`.
@@ -278,8 +282,7 @@ impl Engine {
     /// # Errors
     /// The first failure, after trying everything.
     pub fn prune(&self, filters: &Filters) -> Result<Pruned> {
-        let _ = filters;
-        todo!()
+        self.prune_now(filters)
     }
 
     /// `rmi`: removes a name or an image that no container needs.
@@ -287,8 +290,10 @@ impl Engine {
     /// # Errors
     /// `Conflict` in Docker's words.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<Vec<Removed>> {
-        let _ = (name, force);
-        todo!()
+        let removed = self
+            .images
+            .remove(name, force, &|id| self.image_users(id))?;
+        Ok(removed)
     }
 
     /// `info`, in Docker's shape.
@@ -296,12 +301,12 @@ impl Engine {
     /// # Errors
     /// When the state folders cannot be read.
     pub fn info(&self) -> Result<Value> {
-        todo!()
+        self.info_now()
     }
 
     /// The engine's part of `version` (Docker's `Server` object).
     pub fn version(&self) -> Value {
-        todo!()
+        self.version_now()
     }
 
     /// `volume create`. One of that name already is given back.
@@ -309,8 +314,7 @@ impl Engine {
     /// # Errors
     /// A wrong name, an unknown driver or option.
     pub fn volume_create(&self, request: &VolumeCreate) -> Result<Volume> {
-        let _ = request;
-        todo!()
+        self.volume_create_now(request)
     }
 
     /// `volume ls`, by name. Filters: `name`, `label`, `dangling`, `driver`.
@@ -318,8 +322,7 @@ impl Engine {
     /// # Errors
     /// An unknown filter.
     pub fn volumes(&self, filters: &Filters) -> Result<Vec<Volume>> {
-        let _ = filters;
-        todo!()
+        self.volumes_now(filters)
     }
 
     /// `volume inspect`: Docker's JSON is [`Volume::inspect`].
@@ -327,8 +330,10 @@ impl Engine {
     /// # Errors
     /// `NotFound`.
     pub fn volume(&self, name: &str) -> Result<Volume> {
-        let _ = name;
-        todo!()
+        match crate::volume::load(&self.settings, name)? {
+            Some(volume) => Ok(volume),
+            None => Err(self.no_volume(name)?),
+        }
     }
 
     /// `volume rm`. With `force` a missing one is fine.
@@ -336,8 +341,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` naming the containers that use it.
     pub fn volume_remove(&self, name: &str, force: bool) -> Result<()> {
-        let _ = (name, force);
-        todo!()
+        self.volume_remove_now(name, force)
     }
 
     /// `volume prune`: unused anonymous ones; with `all` named ones too. Filters: `label`.
@@ -345,7 +349,30 @@ impl Engine {
     /// # Errors
     /// The first failure, after trying everything.
     pub fn volume_prune(&self, all: bool, filters: &Filters) -> Result<Pruned> {
-        let _ = (all, filters);
-        todo!()
+        self.volume_prune_now(all, filters)
+    }
+
+    /// The machine's cgroups, looked at once.
+    pub(crate) fn layout(&self) -> Result<&Layout> {
+        if let Some(layout) = self.layout.get() {
+            return Ok(layout);
+        }
+        let layout = Layout::detect()?;
+        Ok(self.layout.get_or_init(|| layout))
+    }
+
+    /// The containers that were made from an image, as the image store asks before it removes one.
+    pub(crate) fn image_users(&self, image: ImageId) -> Vec<User> {
+        let users = self.ids().unwrap_or_default().into_iter().filter_map(|id| {
+            // A container that cannot be read keeps no image.
+            let record = Record::load(&self.settings, &id).ok()??;
+            matches!(record.root, Root::Image { id, .. } if id == image.digest()).then_some(id)
+        });
+        users
+            .map(|id| User {
+                running: self.state(&id).is_ok_and(|state| state.status.is_alive()),
+                container: id.to_string(),
+            })
+            .collect()
     }
 }

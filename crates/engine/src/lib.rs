@@ -23,16 +23,32 @@
 //! - Only the holder of `<run>/containers/<id>/lock` changes a container or rolls it back.
 //! - What an image says (its labels, its volumes, its user) never becomes what Knarr does.
 
+mod check;
 mod container;
 mod copy;
+mod create;
 mod engine;
 mod error;
 mod exec;
+mod files;
+mod find;
+mod inspect;
+mod launch;
+mod life;
 mod list;
 mod logs;
+mod merge;
+mod mounts;
+mod names;
+mod record;
 mod session;
 mod settings;
+mod signal;
+mod spec;
 mod system;
+mod time;
+mod top;
+mod userns;
 mod volume;
 
 pub use container::{
@@ -49,3 +65,22 @@ pub use session::{Ended, OnSignal, Session, Streams};
 pub use settings::Settings;
 pub use system::{Change, ChangeKind, Pruned, Stats, StatsReader, Top};
 pub use volume::{Volume, VolumeCreate};
+
+/// Compares with a golden file in `tests/golden`; `KNARR_BLESS=1` (`cargo x bless`) renews it.
+#[cfg(test)]
+fn golden(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("KNARR_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        text,
+        known,
+        "differs from {}; `cargo x bless` renews it",
+        path.display()
+    );
+}

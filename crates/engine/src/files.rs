@@ -1,0 +1,251 @@
+//! `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` as Docker writes them.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::record::Record;
+use crate::spec::Files;
+use crate::{Error, Result};
+
+/// Writes the three files into the container's folder, new at every start.
+pub(crate) fn write(record: &Record) -> Result<Files> {
+    let host_network = record.host.network_mode == "host";
+    let read = |path: &str| knarr_fs::read_to_string(Path::new(path)).unwrap_or_default();
+    let mut resolv_conf = read("/etc/resolv.conf");
+    if !host_network && only_systemd(&resolv_conf) {
+        // What is behind systemd's stub on loopback, which a container cannot reach.
+        resolv_conf = match read("/run/systemd/resolve/resolv.conf") {
+            empty if empty.is_empty() => resolv_conf,
+            servers => servers,
+        };
+    }
+    let base = if host_network {
+        Some(read("/etc/hosts"))
+    } else {
+        None
+    };
+    let folder = &record.paths.folder;
+    let put = |name: &str, text: &str| -> Result<String> {
+        let path = folder.join(name);
+        publish(&path, text.as_bytes(), record.ids.map(|ids| ids.start))?;
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Error::invalid(format!("{} is not text (UTF-8)", path.display())))
+    };
+    Ok(Files {
+        hosts: put("hosts", &hosts(record, base.as_deref())?)?,
+        resolv_conf: put("resolv.conf", &resolv(record, &resolv_conf)?)?,
+        hostname: put("hostname", &format!("{}\n", record.config.hostname))?,
+    })
+}
+
+fn only_systemd(text: &str) -> bool {
+    let mut servers = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"));
+    servers
+        .next()
+        .is_some_and(|server| server.trim() == "127.0.0.53")
+        && servers.next().is_none()
+}
+
+/// A file that everybody in the container may read and its root write. Not by rename: a bind mount
+/// of a running container would go on showing the old one.
+fn publish(path: &Path, bytes: &[u8], owner: Option<u32>) -> Result<()> {
+    use rustix::fs::{Gid, Mode, OFlags, Uid};
+    use std::io::Write as _;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let file =
+        rustix::fs::open(path, flags, mode).map_err(knarr_fs::Error::of("create", "open", path))?;
+    rustix::fs::fchmod(&file, mode).map_err(knarr_fs::Error::of(
+        "change the mode of",
+        "fchmod",
+        path,
+    ))?;
+    if let Some(id) = owner {
+        rustix::fs::fchown(&file, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))
+            .map_err(knarr_fs::Error::of("change the owner of", "fchown", path))?;
+    }
+    std::fs::File::from(file)
+        .write_all(bytes)
+        .map_err(knarr_fs::Error::of_io("write", "write", path))?;
+    Ok(())
+}
+
+/// `/etc/hosts`: the host's with its network, else loopback and the container itself.
+fn hosts(record: &Record, base: Option<&str>) -> Result<String> {
+    let mut text = match base {
+        Some(text) => text.to_owned(),
+        None => String::from(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\n\
+             ff02::2\tip6-allrouters\n",
+        ),
+    };
+    if !text.ends_with('\n') && !text.is_empty() {
+        text.push('\n');
+    }
+    for extra in record.host.extra_hosts.iter().flatten() {
+        let (name, address) = extra_host(extra)?;
+        // Writing to a String cannot fail.
+        writeln!(text, "{address}\t{name}").unwrap_or_default();
+    }
+    if base.is_none() && record.host.network_mode == "default" {
+        let name = &record.config.hostname;
+        match record.config.domainname.as_str() {
+            "" => writeln!(text, "127.0.1.1\t{name}"),
+            domain => writeln!(text, "127.0.1.1\t{name}.{domain} {name}"),
+        }
+        .unwrap_or_default();
+    }
+    Ok(text)
+}
+
+/// `name:address` or `name=address`; nothing that could start another line.
+pub(crate) fn extra_host(text: &str) -> Result<(&str, IpAddr)> {
+    let bad = || {
+        Error::invalid(format!(
+            "invalid extra host: {text:?}, expected NAME:ADDRESS"
+        ))
+    };
+    let (name, address) = text.split_once([':', '=']).ok_or_else(bad)?;
+    let good = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !good {
+        return Err(bad());
+    }
+    if address == "host-gateway" {
+        return Err(Error::Unsupported {
+            what: format!("--add-host {text}"),
+            reason: "there is no gateway until networks exist",
+        });
+    }
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    Ok((name, address.parse().map_err(|_| bad())?))
+}
+
+/// `/etc/resolv.conf`: the host's, with what the flags replace. Without the host's network its
+/// servers on loopback cannot be reached and are left out.
+fn resolv(record: &Record, host: &str) -> Result<String> {
+    let flags = &record.host;
+    let host_network = flags.network_mode == "host";
+    let of = |keyword: &str| -> Vec<String> {
+        host.lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace();
+                (words.next()? == keyword).then(|| words.map(str::to_owned).collect::<Vec<_>>())
+            })
+            .flatten()
+            .collect()
+    };
+    let nothing_asked =
+        flags.dns.is_empty() && flags.dns_search.is_empty() && flags.dns_options.is_empty();
+    if host_network && nothing_asked {
+        return Ok(host.to_owned());
+    }
+    let pick = |own: &[String], keyword| {
+        if own.is_empty() {
+            of(keyword)
+        } else {
+            own.to_vec()
+        }
+    };
+    let mut text = String::new();
+    for server in pick(&flags.dns, "nameserver") {
+        let bare = server.split('%').next().unwrap_or_default();
+        let Ok(address) = bare.parse::<IpAddr>() else {
+            if flags.dns.is_empty() {
+                continue;
+            }
+            return Err(Error::invalid(format!("invalid DNS address: {server:?}")));
+        };
+        if flags.dns.is_empty() && address.is_loopback() && !host_network {
+            continue;
+        }
+        writeln!(text, "nameserver {address}").unwrap_or_default();
+    }
+    for (own, keyword) in [
+        (&flags.dns_search, "search"),
+        (&flags.dns_options, "options"),
+    ] {
+        let words = pick(own, keyword);
+        let one_line = |word: &String| {
+            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c == '\0')
+        };
+        if !words.iter().all(one_line) {
+            return Err(Error::invalid(format!(
+                "invalid DNS {keyword}: {:?}",
+                words.join(" ")
+            )));
+        }
+        if !words.is_empty() && words != ["."] {
+            writeln!(text, "{keyword} {}", words.join(" ")).unwrap_or_default();
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(host: &str) -> Record {
+        let mut record = crate::record::tests::example();
+        record.config.hostname = "web".to_owned();
+        record.host = serde_json::from_str(host).unwrap();
+        record
+    }
+
+    #[test]
+    fn hosts_has_the_container_and_what_was_added() {
+        let record =
+            record(r#"{"NetworkMode": "default", "ExtraHosts": ["db:10.0.0.2", "six=::2"]}"#);
+        let text = hosts(&record, None).unwrap();
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n"), "{text}");
+        assert!(
+            text.ends_with("10.0.0.2\tdb\n::2\tsix\n127.0.1.1\tweb\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn no_flag_adds_a_line_of_its_own() {
+        for bad in [
+            "db",
+            "db:no",
+            "a b:10.0.0.1",
+            "db:10.0.0.1\n10.0.0.2 bank",
+            "x\ny:10.0.0.1",
+        ] {
+            assert!(extra_host(bad).is_err(), "{bad:?}");
+        }
+        for bad in [
+            r#"{"Dns": ["1.1.1.1\nnameserver 6.6.6.6"]}"#,
+            r#"{"DnsSearch": ["a\nb"]}"#,
+            r#"{"DnsOptions": ["ndots:1 x"]}"#,
+        ] {
+            assert!(resolv(&record(bad), "").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn servers_that_cannot_be_reached_are_left_out() {
+        let host =
+            "# mine\nnameserver 127.0.0.1\nnameserver 9.9.9.9\nsearch a b\noptions ndots:2\n";
+        let text = |flags: &str| resolv(&record(flags), host).unwrap();
+        assert_eq!(
+            text("{}"),
+            "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n"
+        );
+        assert_eq!(text(r#"{"NetworkMode": "host"}"#), host);
+        assert_eq!(
+            text(r#"{"Dns": ["1.1.1.1"], "DnsSearch": ["."]}"#),
+            "nameserver 1.1.1.1\noptions ndots:2\n"
+        );
+    }
+}
