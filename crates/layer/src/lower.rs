@@ -9,8 +9,11 @@ use crate::tree::{Below, Error, Kind, Node};
 #[derive(Debug, Default)]
 pub(crate) struct Lower {
     /// Top first, each with its sources' numbers.
-    layers: Vec<(Index, [usize; 2])>,
+    layers: Vec<Numbered>,
 }
+
+/// A layer's index, and the numbers of its sources: tar and index.
+type Numbered = (Index, [usize; 2]);
 
 impl Lower {
     /// Puts a layer on top.
@@ -19,10 +22,7 @@ impl Lower {
     }
 
     /// The layer that shows the name, and its inode there.
-    fn resolve(
-        &self,
-        path: &[&[u8]],
-    ) -> Result<Option<(&(Index, [usize; 2]), Inode)>, erofs::Error> {
+    fn resolve(&self, path: &[&[u8]]) -> Result<Option<(&Numbered, Inode)>, erofs::Error> {
         let mut dirs = Vec::new();
         for layer in &self.layers {
             let root = layer.0.root()?;

@@ -1,5 +1,12 @@
 //! The tree that the kernel shows through a layer's index is the one that GNU tar extracts.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test's helpers may do what its tests may"
+)]
+
 mod listing;
 
 use std::ffi::OsStr;
@@ -7,14 +14,15 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use knarr_fs::TempDir;
 use knarr_layer::tar::{self, Kind, Member};
-use knarr_layer::tree::{Builder, Limits, Links, Time};
+use knarr_layer::tree::{Builder, Limits, Links, Sources, Time};
 use knarr_layer::{Error, Layer, LayerId, Store};
+use knarr_spec::Digest;
 use listing::{Listing, assert_same, list};
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -657,4 +665,131 @@ fn what_is_not_the_layer_it_should_be_leaves_nothing_behind() {
     store.remove(&id).unwrap();
     store.remove(&id).unwrap();
     assert!(matches!(store.load(&id), Err(Error::NotFound(_))));
+}
+
+#[test]
+fn data_beyond_four_gibibytes_are_found() {
+    if !is_root("data_beyond_four_gibibytes_are_found") {
+        return;
+    }
+    // A sparse host file: 5 GiB of zeros as one member, another member after it.
+    let place = scratch();
+    let store = Store::open(place.path());
+    let mut big = entry("big", Kind::File, 0o600);
+    big.size = 5 << 30;
+    let mut bytes = tar::encode(&dir("./", 0o755).0).unwrap();
+    bytes.extend(tar::encode(&big).unwrap());
+    let big_at = bytes.len() as u64;
+    let after = archive(&[file("after", b"far behind")]);
+    let path = place.path().join("big.tar");
+    let host = File::create(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&host, &bytes, 0).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&host, &after, big_at + big.size).unwrap();
+    // Laid out as the store would, without hashing zeros for seconds.
+    let mut reader = tar::Reader::new(tar::Limits::default());
+    let mut builder = Builder::new(Limits::default(), None);
+    let feed = |reader: &mut tar::Reader, builder: &mut Builder<'_>, mut rest: &[u8]| {
+        while !rest.is_empty() {
+            let (taken, event) = reader.feed(rest).unwrap();
+            if let Some(tar::Event::Member(member)) = event {
+                builder.add(*member).unwrap();
+            }
+            rest = &rest[taken..];
+        }
+    };
+    feed(&mut reader, &mut builder, &bytes);
+    assert_eq!(reader.skippable(), big.size);
+    reader.skip();
+    feed(&mut reader, &mut builder, &after);
+    reader.end().unwrap();
+    let tree = builder.finish(Links::Must).unwrap().tree;
+    let size = host.metadata().unwrap().len();
+    let plan = knarr_layer::erofs::plan(&tree, size, [0; 16], &[0; 64]).unwrap();
+    let folder = store.path(&LayerId::from(Digest::from_bytes([7; 32])));
+    fs::create_dir_all(&folder).unwrap();
+    let index = File::create(folder.join("index.erofs")).unwrap();
+    plan.write(&Sources::new(host), &index).unwrap();
+    fs::rename(&path, folder.join("layer.tar")).unwrap();
+    let mount = mount(&store, &LayerId::from(Digest::from_bytes([7; 32])));
+    let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+    assert_eq!(fs::read(root.join("after")).unwrap(), b"far behind");
+    assert_eq!(fs::metadata(root.join("big")).unwrap().len(), 5 << 30);
+}
+
+#[test]
+fn a_million_entries_and_deep_folders_are_taken_in() {
+    // Header bytes repeat but for the name, so that the test does not measure the encoder.
+    let place = scratch();
+    let store = Store::open(place.path());
+    let mut ingest = store.ingest(None).unwrap();
+    let deep = vec!["d"; 2000].join("/");
+    ingest
+        .write_all(&tar::encode(&dir("./", 0o755).0).unwrap())
+        .unwrap();
+    ingest
+        .write_all(&tar::encode(&file(&deep, b"").0).unwrap())
+        .unwrap();
+    let count = if cfg!(debug_assertions) {
+        50_000
+    } else {
+        1_000_000
+    };
+    let mut piece = Vec::new();
+    for number in 0..count {
+        let name = format!("dir{:03}/entry-{number:07}", number % 300);
+        piece.extend(tar::encode(&file(&name, b"").0).unwrap());
+        if piece.len() > 1 << 20 {
+            ingest.write_all(&piece).unwrap();
+            piece.clear();
+        }
+    }
+    ingest.write_all(&piece).unwrap();
+    let layer = ingest.finish(&[]).unwrap();
+    assert_eq!(layer.inodes, count + 300 + 2001);
+    store.verify(&layer.id).unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    println!(
+        "{count} entries: index of {} bytes, {peak}",
+        layer.index_size
+    );
+}
+
+#[test]
+fn inode_numbers_are_unique_and_disk_usage_is_that_of_the_files() {
+    if !is_root("inode_numbers_are_unique_and_disk_usage_is_that_of_the_files") {
+        return;
+    }
+    let place = scratch();
+    let store = Store::open(place.path());
+    let data = &[b'x'; 100_000];
+    let mut members = vec![dir("./", 0o755), dir("d/", 0o755)];
+    members.extend([
+        file("d/a", data),
+        file("d/b", data),
+        linked("c", Kind::HardLink, "d/a"),
+    ]);
+    let layer = ingest(&store, &archive(&members), &[]);
+    let mount = mount(&store, &layer.id);
+    // By process id, as du has another /proc/self.
+    let process = std::process::id();
+    let root = PathBuf::from(format!("/proc/{process}/fd/{}/.", mount.as_raw_fd()));
+    let inode = |path: &str| fs::metadata(root.join(path)).unwrap().ino();
+    assert_eq!(inode("c"), inode("d/a"));
+    assert_ne!(inode("d/a"), inode("d/b"));
+    assert_eq!(inode("d/.."), inode("."));
+    assert_eq!(fs::metadata(root.join("d/a")).unwrap().nlink(), 2);
+    assert_eq!(fs::metadata(&root).unwrap().nlink(), 3);
+    let output = Command::new("du")
+        .args(["-sx", "--block-size=1"])
+        .arg(&root)
+        .output()
+        .unwrap();
+    let used = String::from_utf8(output.stdout).unwrap();
+    let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+    // Two files, a hardlink counted once, two directories of one block each.
+    assert_eq!(used, 2 * 100_000u64.next_multiple_of(512) + 2 * 512);
 }

@@ -48,7 +48,7 @@ fn encode_parts(member: &Member) -> Result<Vec<u8>, &'static str> {
         records.insert(b"path".to_vec(), member.path.clone());
     }
     for (key, at, width, value) in [
-        ("linkpath", LINK, 100, &member.link),
+        ("linkpath", LINK, 100usize, &member.link),
         ("uname", OWNER, 32, &member.owner),
         ("gname", GROUP, 32, &member.group),
     ] {
@@ -56,7 +56,11 @@ fn encode_parts(member: &Member) -> Result<Vec<u8>, &'static str> {
             return Err("a NUL in a name");
         }
         // Names need a NUL at their end, link targets may fill the field.
-        let room = if key == "linkpath" { width } else { width - 1 };
+        let room = if key == "linkpath" {
+            width
+        } else {
+            width.saturating_sub(1)
+        };
         if value.is_ascii() && value.len() <= room {
             block.put(at, value);
         } else {

@@ -107,7 +107,7 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    let name = unescape(name, &[b'=', b'%']);
+                    let name = unescape(name, b"=%");
                     self.xattrs.insert(name.into(), value.into());
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     let value = base64(value).ok_or(Reason::Pax)?;
