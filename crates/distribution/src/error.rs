@@ -436,7 +436,7 @@ fn tls_hint(registry: &str, cause: &std::io::Error) -> Option<String> {
     use rustls::CertificateError as Bad;
     let tls = cause.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match tls {
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => format!(
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => format!(
             "its certificate is signed by nobody this machine knows: put the authority into /etc/docker/certs.d/{registry}/ca.crt, or give --cert-dir"
         ),
         rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
