@@ -1,7 +1,7 @@
 //! The other side: spawning monitors, speaking to them, and telling how a container really is.
 
 use std::ffi::CString;
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -305,8 +305,26 @@ pub fn observe(run: &Path) -> Result<Option<Observed>> {
 
 /// Whether a process lives; its zombie does not. The boot is the run root's: another one wipes it.
 fn is_alive(process: ProcessId) -> Result<bool> {
-    let pid = i32::try_from(process.pid).unwrap_or(0);
-    Ok(knarr_runtime::process::start_time(pid)? == Some(process.start_time))
+    let path = format!("/proc/{}/stat", process.pid);
+    let mut buffer = [0u8; 1024];
+    let stat = match crate::state::read_small(Path::new(&path), &mut buffer) {
+        Ok(stat) => stat,
+        Err(error) if error.is_not_found() || error.errno() == Some(rustix::io::Errno::SRCH) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(started(stat) == Some(process.start_time))
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)), unless it is a zombie. The name may contain anything.
+fn started(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let mut fields = stat.get(end + 1..)?.split(|&byte| byte == b' ').skip(1);
+    if matches!(fields.next()?, [b'Z' | b'X', ..]) {
+        return None;
+    }
+    std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()
 }
 
 /// A handle on a process, if it lives.
@@ -342,7 +360,8 @@ impl Connection {
     /// Asks, and gives the first answer.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the monitor's report, [`Error::Answer`].
+    /// [`Error::Refused`] with the monitor's report; [`Error::Connect`] when the monitor has ended or
+    /// was killed meanwhile, so that [`observe`] knows better; [`Error::Answer`].
     pub fn call(&mut self, call: Call) -> Result<Answer> {
         self.ask(call, None)?;
         self.next_answer()
@@ -380,7 +399,17 @@ impl Connection {
     /// # Errors
     /// As [`Connection::call`].
     pub fn next_answer(&mut self) -> Result<Answer> {
-        let reply = read_reply(&mut self.stream).map_err(|cause| self.broken(cause))?;
+        let reply = read_reply(&mut self.stream).map_err(|cause| match cause.kind() {
+            // It ended, or was killed, before it came to us.
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Error::Connect {
+                path: self.path.clone(),
+                cause: Failure {
+                    call: "recv",
+                    errno: rustix::io::Errno::CONNRESET,
+                },
+            },
+            _ => self.broken(cause),
+        })?;
         match (reply.ok, reply.error) {
             (Some(answer), _) => Ok(answer),
             (None, Some(report)) => Err(Error::Refused {
@@ -532,4 +561,46 @@ pub struct Attached {
     pub raw: bool,
     /// The connection.
     pub stream: UnixStream,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_times_are_found_behind_any_name() {
+        let mut stat = b"7 (a) R 1 (b)) S".to_vec();
+        for number in 4..=21 {
+            stat.extend(format!(" {number}").bytes());
+        }
+        stat.extend(b" 12345 0 0\n");
+        assert_eq!(started(&stat), Some(12345));
+        let state = stat.iter().rposition(|&byte| byte == b'S').unwrap();
+        stat[state] = b'Z';
+        assert_eq!(started(&stat), None);
+        assert_eq!(started(b""), None);
+    }
+
+    #[test]
+    fn only_this_process_is_this_process() {
+        let pid = std::process::id();
+        let start_time = knarr_runtime::process::start_time(pid.cast_signed())
+            .unwrap()
+            .unwrap();
+        assert!(is_alive(ProcessId { pid, start_time }).unwrap());
+        assert!(
+            !is_alive(ProcessId {
+                pid,
+                start_time: start_time + 1
+            })
+            .unwrap()
+        );
+        assert!(
+            !is_alive(ProcessId {
+                pid: u32::MAX >> 1,
+                start_time
+            })
+            .unwrap()
+        );
+    }
 }

@@ -29,12 +29,14 @@ pub enum Error {
         cause: serde_json::Error,
     },
     /// Another version of a format.
-    #[error("{what} of version {found}, this Knarr knows version 1")]
+    #[error("{what} of version {found}, this Knarr knows version {known}")]
     Version {
         /// What has a version.
         what: &'static str,
         /// Which.
         found: u32,
+        /// The one that this Knarr speaks.
+        known: u32,
     },
     /// A file operation failed.
     #[error(transparent)]

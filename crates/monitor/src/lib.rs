@@ -114,6 +114,29 @@ fn read(request: OwnedFd) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Parses a format that carries its version. Another version may look quite different, so it is told
+/// as such and not as damage.
+fn parse_versioned<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    what: &'static str,
+    version: u32,
+    damaged: impl FnOnce(serde_json::Error) -> Error,
+) -> Result<T> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let head: std::result::Result<Head, _> = serde_json::from_slice(bytes);
+    match head {
+        Ok(head) if head.version != version => Err(Error::Version {
+            what,
+            found: head.version,
+            known: version,
+        }),
+        _ => serde_json::from_slice(bytes).map_err(damaged),
+    }
+}
+
 /// Lets go of what would tie the container to who happened to start it. Session, cgroup, signals
 /// and environment are new already.
 fn leave_the_caller() {

@@ -9,7 +9,8 @@
 //! After the answer to `attach` the connection carries streams: to the client frames of Docker's
 //! (one byte 1 for stdout or 2 for stderr, three zero bytes, the length as big-endian u32, the
 //! bytes), or the terminal's bytes as they are; from the client the bytes of standard input, whose
-//! end is the client's half-close. A connection carries one call.
+//! end is the client's half-close. A connection carries one call, and a client sends nothing more
+//! before its answer came.
 //!
 //! A newer client speaks to every older monitor that runs: calls and fields are added, never
 //! changed; a monitor answers a call that it does not know with a report of class `unsupported`.
@@ -145,5 +146,76 @@ impl Reply {
         let mut line = serde_json::to_vec(self).unwrap_or_default();
         line.push(b'\n');
         line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What monitors that run already say and understand: never to be changed, only added to.
+    #[test]
+    fn the_wires_form_is_golden() {
+        let calls = [
+            (
+                Call::Attach(Streams {
+                    stdin: true,
+                    stdout: true,
+                    stderr: false,
+                }),
+                r#"{"attach":{"stdin":true,"stdout":true,"stderr":false}}"#,
+            ),
+            (
+                Call::Resize(Size { rows: 24, cols: 80 }),
+                r#"{"resize":{"rows":24,"cols":80}}"#,
+            ),
+            (Call::Wait, r#""wait""#),
+            (Call::Signal { signal: 15 }, r#"{"signal":{"signal":15}}"#),
+            (
+                Call::Stop {
+                    signal: None,
+                    timeout: Some(-1),
+                },
+                r#"{"stop":{"signal":null,"timeout":-1}}"#,
+            ),
+            (Call::Pause, r#""pause""#),
+            (Call::Unpause, r#""unpause""#),
+            (Call::Status, r#""status""#),
+            (
+                Call::Update {
+                    restart: Restart::OnFailure { max: 3 },
+                },
+                r#"{"update":{"restart":{"name":"on-failure","max":3}}}"#,
+            ),
+        ];
+        for (call, golden) in calls {
+            let line = format!(r#"{{"version":1,"call":{golden}}}"#);
+            let question = Question {
+                version: PROTOCOL_VERSION,
+                call,
+            };
+            assert_eq!(serde_json::to_string(&question).unwrap(), line);
+            let back: Question = serde_json::from_str(&line).unwrap();
+            assert_eq!(serde_json::to_string(&back).unwrap(), line);
+        }
+        let answers = [
+            (Answer::Done, r#""done""#),
+            (
+                Answer::Attached { raw: true },
+                r#"{"attached":{"raw":true}}"#,
+            ),
+            (Answer::Deaf { signal: 15 }, r#"{"deaf":{"signal":15}}"#),
+            (Answer::Exec { pid: 7 }, r#"{"exec":{"pid":7}}"#),
+            (Answer::Running { pid: 7 }, r#"{"running":{"pid":7}}"#),
+        ];
+        for (answer, golden) in answers {
+            let line = format!("{{\"version\":1,\"ok\":{golden}}}\n");
+            assert_eq!(
+                String::from_utf8(Reply::ok(answer).to_line()).unwrap(),
+                line
+            );
+            let back: Reply = serde_json::from_str(&line).unwrap();
+            assert_eq!(String::from_utf8(back.to_line()).unwrap(), line);
+        }
     }
 }

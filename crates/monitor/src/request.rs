@@ -205,18 +205,7 @@ impl Request {
     /// # Errors
     /// [`Error::Request`] for another version or anything that is not one.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Head {
-            version: u32,
-        }
-        let head: Head = serde_json::from_slice(bytes).map_err(Error::request)?;
-        if head.version != REQUEST_VERSION {
-            return Err(Error::Version {
-                what: "request",
-                found: head.version,
-            });
-        }
-        serde_json::from_slice(bytes).map_err(Error::request)
+        crate::parse_versioned(bytes, "request", REQUEST_VERSION, Error::request)
     }
 
     /// Reads what a monitor has kept in its run folder.

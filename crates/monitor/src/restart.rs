@@ -28,6 +28,14 @@ pub(crate) struct End {
 }
 
 impl Backoff {
+    /// As a monitor that takes over has it: the failures count, the wait starts over.
+    pub(crate) fn after(failures: u32) -> Self {
+        Self {
+            wait: None,
+            failures,
+        }
+    }
+
     /// How long to wait before the next start; `None` is never.
     pub(crate) fn next(&mut self, policy: Restart, end: End) -> Option<Duration> {
         if end.ran >= SETTLED {

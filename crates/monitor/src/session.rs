@@ -140,7 +140,7 @@ impl Client {
             }
             line.extend_from_slice(bytes.get(..count).unwrap_or_default());
             if let Some(end) = memchr::memchr(b'\n', line) {
-                // What follows the line already belongs to the call: standard input, later.
+                // A client waits for the answer before it sends more.
                 let question = serde_json::from_slice(line.get(..end).unwrap_or_default())
                     .map_err(Error::request)?;
                 let descriptors = std::mem::take(descriptors);

@@ -77,16 +77,11 @@ impl Undo {
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let undo: Self = serde_json::from_slice(&bytes).map_err(|cause| Error::State {
+        let damaged = |cause| Error::State {
             path: path.clone(),
             cause,
-        })?;
-        if undo.version != VERSION {
-            return Err(Error::Version {
-                what: "undo record",
-                found: undo.version,
-            });
-        }
+        };
+        let undo = crate::parse_versioned(&bytes, "undo record", VERSION, damaged)?;
         Ok(Some(undo))
     }
 

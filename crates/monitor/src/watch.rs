@@ -485,6 +485,7 @@ impl Watch {
             return Err(gone());
         };
         let monitor = self.state.monitor;
+        self.backoff = Backoff::after(state.restart_count);
         self.state = State {
             monitor,
             boot_id: self.state.boot_id.clone(),

@@ -100,12 +100,31 @@ fn become_program(program: &Program<'_>) -> Failure {
         // SAFETY: the table is this process's own (no CLONE_FILES) and it owns no Rust values.
         unsafe { crate::process::close_range(first, crate::process::CloseRange::CloseOnExec) }?;
         crate::process::reset_signals()?;
+        // glibc keeps these two for itself and does not pass them on, but others may ignore them.
+        for signal in [32, 33] {
+            default_action(signal)?;
+        }
         // SAFETY: `file` stays open until execveat.
         Ok(unsafe { BorrowedFd::borrow_raw(file) })
     };
     match prepare() {
         Ok(file) => crate::process::execveat(file, program.args, program.env),
         Err(failure) => failure,
+    }
+}
+
+/// SIG_DFL, past glibc.
+fn default_action(signal: i32) -> Result<()> {
+    // Larger than any architecture's `struct sigaction` of the kernel; all zeros is SIG_DFL.
+    let action = [0u64; 8];
+    let none: *mut u64 = std::ptr::null_mut();
+    // SAFETY: `action` outlives the call and is only read; the old action is not asked for; 8 is
+    // the size of the kernel's signal set.
+    let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, 8) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("rt_sigaction"))
     }
 }
 

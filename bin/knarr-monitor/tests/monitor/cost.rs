@@ -9,13 +9,19 @@ use crate::sandbox::{Container, can_run, eventually};
 /// A field of `/proc/PID/smaps_rollup`, in KiB.
 fn rollup(pid: u32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .unwrap();
     line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
 /// How many, from `KNARR_TEST_COUNT`.
 fn count(default: usize) -> usize {
-    std::env::var("KNARR_TEST_COUNT").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+    std::env::var("KNARR_TEST_COUNT")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
@@ -23,25 +29,39 @@ fn an_idle_monitor_is_small_and_ps_is_quick() {
     if !can_run("an_idle_monitor_is_small_and_ps_is_quick") {
         return;
     }
-    let containers: Vec<_> =
-        (0..count(10)).map(|_| Container::new("echo up; exec sleep 1000")).collect();
+    let containers: Vec<_> = (0..count(10))
+        .map(|_| Container::new("echo up; exec sleep 1000"))
+        .collect();
     let begun = Instant::now();
     let started: Vec<_> = containers.iter().map(Container::start).collect();
     let spent = begun.elapsed();
     let number = u32::try_from(containers.len()).unwrap();
-    println!("{number} starts, one after the other: {:?} each", spent / number);
+    println!(
+        "{number} starts, one after the other: {:?} each",
+        spent / number
+    );
     for container in &containers {
         container.wait_for_log("up");
     }
     // Buffers are given back a second after the last output.
     std::thread::sleep(Duration::from_millis(1500));
     for field in ["Rss", "Pss", "Pss_Anon", "Pss_File", "Private_Dirty"] {
-        let all = containers.iter().map(|c| rollup(c.state().monitor.unwrap().pid, field));
-        println!("{field}: {} KiB per monitor", all.sum::<u64>() / u64::from(number));
+        let all = containers
+            .iter()
+            .map(|c| rollup(c.state().monitor.unwrap().pid, field));
+        println!(
+            "{field}: {} KiB per monitor",
+            all.sum::<u64>() / u64::from(number)
+        );
     }
     let begun = Instant::now();
     for container in &containers {
-        assert!(client::observe(container.run_folder()).unwrap().unwrap().alive);
+        assert!(
+            client::observe(container.run_folder())
+                .unwrap()
+                .unwrap()
+                .alive
+        );
     }
     println!("observe: {:?} per container", begun.elapsed() / number);
     for container in &containers {
@@ -72,7 +92,9 @@ fn lines_are_logged_quickly_and_all_of_them() {
     let text = std::fs::read(container.log_path()).unwrap();
     assert_eq!(text.iter().filter(|&&byte| byte == b'\n').count(), lines);
     println!("{lines} lines in {spent:?}");
-    eventually("it lets go", || container.cgroups().is_empty().then_some(()));
+    eventually("it lets go", || {
+        container.cgroups().is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -91,5 +113,8 @@ fn a_run_of_nothing_takes_few_milliseconds() {
     }
     times.sort();
     let (all, running) = times[times.len() / 2];
-    println!("spawn to running {running:?}, to gone {all:?} (median of {})", times.len());
+    println!(
+        "spawn to running {running:?}, to gone {all:?} (median of {})",
+        times.len()
+    );
 }

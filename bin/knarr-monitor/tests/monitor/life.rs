@@ -224,7 +224,11 @@ fn restarts_follow_the_policy_and_stop_ends_them() {
         let state = container.state();
         (state.status == Status::Exited).then_some(state)
     });
-    assert_eq!((state.restart_count, state.exit_code), (2, Some(4)), "{state:?}");
+    assert_eq!(
+        (state.restart_count, state.exit_code),
+        (2, Some(4)),
+        "{state:?}"
+    );
     assert_eq!(container.logged().len(), 3);
     drop(container.lock());
     assert!(container.cgroups().is_empty());
@@ -377,4 +381,188 @@ fn long_roots_are_no_problem_for_the_socket() {
         container.connect().status().unwrap().status,
         Status::Running
     );
+}
+
+#[test]
+fn the_container_inherits_nothing_of_who_started_it() {
+    if !can_run("the_container_inherits_nothing_of_who_started_it") {
+        return;
+    }
+    // What a test runner has: an ignored SIGPIPE, descriptors, a working folder.
+    let container = Container::new(
+        "grep -E '^Sig(Ign|Blk)' /proc/self/status; umask; pwd; ls /proc/self/fd | wc -l; env; \
+         ulimit -c",
+    );
+    container.start().wait().unwrap();
+    let text: String = container.logged().into_iter().map(|(_, log)| log).collect();
+    for line in [
+        "SigBlk:\t0000000000000000\n",
+        "SigIgn:\t0000000000000000\n",
+        "0022\n",
+        "/\n",
+    ] {
+        assert!(text.contains(line), "{line:?} not in {text}");
+    }
+    // Standard streams, and the folder that ls reads.
+    assert!(text.contains("\n4\n"), "{text}");
+    assert!(!text.contains("CARGO"), "{text}");
+}
+
+#[test]
+fn the_monitor_stands_alone_and_its_program_cannot_be_written() {
+    if !can_run("the_monitor_stands_alone_and_its_program_cannot_be_written") {
+        return;
+    }
+    let container = Container::new("sleep 1000");
+    let _started = container.start();
+    let pid = container.state().monitor.unwrap().pid;
+    let proc = |name: &str| std::path::PathBuf::from(format!("/proc/{pid}/{name}"));
+    let stat = std::fs::read_to_string(proc("stat")).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    assert_eq!(fields[3], pid.to_string(), "a session of its own");
+    assert_eq!(
+        std::fs::read_link(proc("cwd")).unwrap(),
+        std::path::Path::new("/")
+    );
+    let cgroups = std::fs::read_to_string(proc("cgroup")).unwrap();
+    let own = cgroups.lines().find(|line| line.starts_with("0::"));
+    if let Some(own) = own {
+        assert!(own.contains("knarr-monitors"), "{own}");
+    }
+    assert_eq!(std::fs::read(proc("environ")).unwrap(), b"");
+    let fds = std::fs::read_dir(proc("fd")).unwrap().count();
+    assert!(fds < 24, "{fds}");
+    // CVE-2019-5736: whoever keeps its program open cannot write to it when nobody executes it.
+    let exe = rustix::fs::open(
+        proc("exe"),
+        rustix::fs::OFlags::PATH,
+        rustix::fs::Mode::empty(),
+    );
+    let mount = rustix::fs::fstatvfs(exe.unwrap()).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    container.connect().stop(Some(9), None, |_| ()).unwrap();
+}
+
+#[test]
+fn further_processes_are_the_monitors_and_their_codes_are_kept() {
+    if !can_run("further_processes_are_the_monitors_and_their_codes_are_kept") {
+        return;
+    }
+    let container = Container::new("sleep 1000");
+    let _started = container.start();
+    let mut process = container.request.runtime.process.clone();
+    process.args = ["/bin/busybox", "sh", "-c", "cat; exit 12"]
+        .map(str::to_owned)
+        .to_vec();
+    let plan = knarr_runtime::ExecPlan::new(&container.request.runtime, process);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut output, out) = std::io::pipe().unwrap();
+    let err = out.try_clone().unwrap();
+    let pid = container
+        .connect()
+        .exec(
+            "abc1",
+            plan.clone(),
+            Some([reader.into(), out.into(), err.into()]),
+        )
+        .unwrap();
+    assert!(pid > 0);
+    (&writer).write_all(b"through").unwrap();
+    drop(writer);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+    let path = container.run_folder().join("execs/abc1.json");
+    let state = eventually("the code is kept", || {
+        let state: knarr_monitor::ExecState =
+            serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        state.exit_code.is_some().then_some(state)
+    });
+    assert_eq!((state.exit_code, state.pid), (Some(12), pid));
+    // Without streams; and a name that leads elsewhere is refused.
+    container
+        .connect()
+        .exec("abc2", plan.clone(), None)
+        .unwrap();
+    let error = container.connect().exec("../x", plan, None).unwrap_err();
+    assert!(error.to_string().contains("cannot name"), "{error}");
+    container.connect().stop(Some(9), None, |_| ()).unwrap();
+}
+
+#[test]
+fn running_out_of_memory_is_told() {
+    if !can_run("running_out_of_memory_is_told") {
+        return;
+    }
+    // Fills a tmpfs that counts against the container's memory.
+    let mut container = Container::new("dd if=/dev/zero of=/dev/fill bs=1M count=64; sleep 1");
+    let layout = knarr_cgroup::Layout::detect().unwrap();
+    let resources = serde_json::from_value(serde_json::json!({
+        "memory": {"limit": 16 << 20, "swap": 16 << 20}
+    }))
+    .unwrap();
+    let path = container.request.cgroup.path.clone();
+    container.request.cgroup =
+        knarr_cgroup::Plan::from_resources(&layout, &resources, &path).unwrap();
+    let state = container.start().wait().unwrap();
+    assert!(state.oom_killed, "{state:?}");
+    assert!(container.events().contains(&"oom".to_owned()));
+    drop(container.lock());
+    assert!(container.cgroups().is_empty());
+}
+
+#[test]
+fn a_new_policy_is_kept_and_obeyed() {
+    if !can_run("a_new_policy_is_kept_and_obeyed") {
+        return;
+    }
+    let container = Container::new("sleep 1000");
+    let _started = container.start();
+    container.connect().update(Restart::Always).unwrap();
+    let kept = std::fs::read(container.run_folder().join("request.json")).unwrap();
+    assert_eq!(
+        knarr_monitor::Request::parse(&kept).unwrap().restart,
+        Restart::Always
+    );
+    let first = container.state().process;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(first.unwrap().pid.cast_signed()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    eventually("it is there again", || {
+        let state = container.state();
+        (state.status == Status::Running && state.process != first).then_some(())
+    });
+    container.connect().stop(Some(9), None, |_| ()).unwrap();
+}
+
+#[test]
+fn nonsense_is_refused_with_a_reason() {
+    if !can_run("nonsense_is_refused_with_a_reason") {
+        return;
+    }
+    let container = Container::new("sleep 1000");
+    let _started = container.start();
+    for (line, expected) in [
+        ("{\"version\":1,\"call\":\"dance\"}\n", "call-unknown"),
+        ("{\"version\":9,\"call\":\"wait\"}\n", "version-unknown"),
+        ("GET / HTTP/1.1\r\n", "call-unknown"),
+    ] {
+        let mut stream = container.raw_connection();
+        stream.write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(expected), "{answer}");
+    }
+    let error = container.connect().signal(99).unwrap_err();
+    assert!(error.to_string().contains("signal 99"), "{error}");
+    container.connect().stop(Some(9), None, |_| ()).unwrap();
+    let error = Connection::open(container.run_folder()).unwrap_err();
+    assert!(error.to_string().contains("no monitor answers"), "{error}");
 }

@@ -205,6 +205,14 @@ impl Container {
         Connection::open(self.run_folder()).unwrap()
     }
 
+    /// The socket itself, for what the client would not say.
+    pub(crate) fn raw_connection(&self) -> UnixStream {
+        use std::os::fd::AsRawFd as _;
+        let folder = std::fs::File::open(self.run_folder()).unwrap();
+        let path = format!("/proc/self/fd/{}/monitor.sock", folder.as_raw_fd());
+        UnixStream::connect(path).unwrap()
+    }
+
     pub(crate) fn observe(&self) -> Option<Observed> {
         client::observe(self.run_folder()).unwrap()
     }

@@ -68,7 +68,9 @@ impl Watch {
     fn ended(&mut self, end: End) {
         self.state.process = None;
         self.state.finished_at = Some(clock::now());
-        self.event("die", &[("exitCode", end.exit_code.to_string())]);
+        let seconds = end.ran.as_secs().to_string();
+        let code = end.exit_code.to_string();
+        self.event("die", &[("exitCode", code), ("execDuration", seconds)]);
         match self.backoff.next(self.restart, end) {
             Some(wait) => {
                 self.state.status = Status::Restarting;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Exec, MOST_CLIENTS, Phase, Watch};
 use crate::protocol::{Answer, Call, PROTOCOL_VERSION};
+use crate::request::{Request, Restart};
 use crate::session::{Client, Role};
 use crate::state::Status;
 use crate::{Error, clock, socket, undo};
@@ -90,6 +91,14 @@ impl Watch {
     }
 
     fn serve(&mut self, token: u64, call: Call, mut descriptors: Vec<OwnedFd>) {
+        if let (Phase::Lingering(_), Call::Wait | Call::Stop { .. }) = (self.phase, &call) {
+            // It came a moment too late to be told with the others.
+            let state = Box::new(self.state.clone());
+            if let Some(client) = self.clients.get_mut(&token) {
+                client.answer_last(Answer::Ended(state));
+            }
+            return;
+        }
         let answer = match call {
             Call::Attach(streams) => {
                 if self.has_terminal && self.streams.terminal().is_none() {
@@ -134,10 +143,7 @@ impl Watch {
             Call::Pause => self.pause().map(|()| Answer::Done),
             Call::Unpause => self.unpause().map(|()| Answer::Done),
             Call::Status => Ok(Answer::State(Box::new(self.state.clone()))),
-            Call::Update { restart } => {
-                self.restart = restart;
-                Ok(Answer::Done)
-            }
+            Call::Update { restart } => self.update(restart).map(|()| Answer::Done),
             Call::Exec { id, plan } => {
                 let given = <[OwnedFd; 3]>::try_from(std::mem::take(&mut descriptors)).ok();
                 self.exec(&id, &plan, given).map(|pid| Answer::Exec { pid })
@@ -196,6 +202,25 @@ impl Watch {
             // On v1 a frozen process does not even die.
             self.thaw()?;
         }
+        Ok(())
+    }
+
+    /// Another restart policy, for a monitor that takes over, too.
+    fn update(&mut self, restart: Restart) -> Result<(), Report> {
+        let keep = || -> crate::Result<()> {
+            let request = Request {
+                restart,
+                ..Request::load(&self.run)?
+            };
+            let path = self.run.join(undo::REQUEST_FILE);
+            Ok(knarr_fs::write_atomic(
+                &path,
+                &request.to_json()?,
+                Durability::Volatile,
+            )?)
+        };
+        keep().map_err(|error| error.report())?;
+        self.restart = restart;
         Ok(())
     }
 
@@ -469,6 +494,7 @@ fn unknown_version(found: u32) -> Report {
     Error::Version {
         what: "question",
         found,
+        known: PROTOCOL_VERSION,
     }
     .report()
 }
