@@ -63,6 +63,9 @@ pub enum Error {
         #[source]
         last: Box<Error>,
     },
+    /// `@host` without a user namespace would show the machine's secrets.
+    #[error("@host can only be run in a user namespace")]
+    HostNeedsUserns,
     /// `KNARR_DRIVER` names no driver.
     #[error("KNARR_DRIVER cannot be followed")]
     UnknownDriver(#[source] driver::NoSuchDriver),
@@ -119,7 +122,7 @@ impl Explain for Error {
             },
             Self::NotPrepared(_) => Class::NotFound,
             Self::NoDriver { .. } => Class::Unsupported,
-            Self::UnknownDriver(_) => Class::Invalid,
+            Self::UnknownDriver(_) | Self::HostNeedsUserns => Class::Invalid,
             Self::Fs(error) => error.class(),
         }
     }
@@ -135,6 +138,7 @@ impl Explain for Error {
             Self::Mount { .. } => "mount-failed",
             Self::NotPrepared(_) => "layer-not-unpacked",
             Self::NoDriver { .. } => "no-layer-driver",
+            Self::HostNeedsUserns => "host-needs-userns",
             Self::UnknownDriver(_) => "unknown-layer-driver",
             Self::Fs(error) => error.code(),
         }
@@ -161,6 +165,7 @@ impl Explain for Error {
                  kernel modules erofs and overlay"
                     .to_owned(),
             ),
+            Self::HostNeedsUserns => Some("leave out `--userns=host`".to_owned()),
             Self::UnknownDriver(_) => Some(format!(
                 "the drivers are {}",
                 driver::Driver::ALL.map(driver::Driver::name).join(", ")

@@ -154,15 +154,6 @@ pub(crate) fn path_of<Fd: AsFd>(file: Fd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }
 
-/// An open directory for reading its entries and attributes, from one that may be O_PATH.
-pub(crate) fn reopen(directory: BorrowedFd<'_>, shown: &Path) -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(directory, ".", flags, Mode::empty())
-        .map_err(knarr_fs::Error::of("open", "openat", shown))
-        .map_err(Error::from)
-}
-
 /// The device number of the file system behind an open directory, as `stat` shows it.
 pub(crate) fn device(directory: BorrowedFd<'_>, what: &dyn Display) -> Result<u64> {
     rustix::fs::statat(directory, "", AtFlags::EMPTY_PATH)

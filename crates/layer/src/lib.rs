@@ -37,6 +37,7 @@ mod rootfs;
 pub mod store;
 pub mod tar;
 pub mod tree;
+mod volume;
 
 pub use changes::{Change, ChangeKind, changes};
 pub use driver::{Driver, Snapshotter};
@@ -46,3 +47,4 @@ pub use ingest::Ingest;
 pub use mount::{HeldLayer, Mounted, mount, userns};
 pub use rootfs::{Base, IdMap, LayerPaths, Rootfs, Upper};
 pub use store::{Contents, Layer, LayerId, Store};
+pub use volume::copy_up;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use knarr_fs::{Inode, tree};
 use knarr_sys::mount::{Change, mount_setattr};
-use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags};
 
