@@ -50,7 +50,7 @@ pub struct MemoryStats {
     pub cache: u64,
     /// Swap in use.
     pub swap: u64,
-    /// How often the limit was hit.
+    /// How often the limit was hit, where the kernel still counts it (6.18 does not on v1).
     pub failures: u64,
     /// `memory.stat` as the kernel has it.
     pub details: std::collections::BTreeMap<String, u64>,
@@ -129,7 +129,9 @@ pub(crate) fn memory_of_v1(dir: &Path) -> Result<Option<MemoryStats>> {
         limit: limit.filter(|&limit| limit < NO_LIMIT),
         cache: get("total_inactive_file").unwrap_or_default(),
         swap: get("total_swap").unwrap_or_default(),
-        failures: number(dir, "memory.failcnt")?.unwrap_or_default(),
+        // Which of the two is hit first depends on the swap limit.
+        failures: number(dir, "memory.failcnt")?.unwrap_or_default()
+            + number(dir, "memory.memsw.failcnt")?.unwrap_or_default(),
         details: stat
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))

@@ -81,7 +81,11 @@ pub fn compile(section: &Seccomp) -> Result<Program> {
         for (arch, first, end) in spaces(audit) {
             match tables.iter_mut().find(|table| table.arch == arch) {
                 Some(table) => table.ranges(first, end, default, newer, &mut ranges),
-                None => ranges.start(first, Decision::Return(KILL_THREAD)),
+                None => {
+                    ranges.start(first, Decision::Return(KILL_THREAD));
+                    // -1 is no x32 call but a tracer's word for "skip it".
+                    ranges.start(u32::MAX, Decision::Return(default));
+                }
             }
         }
         let tree = emitter.tree(&ranges.0);
