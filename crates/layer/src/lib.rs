@@ -9,11 +9,13 @@
 //!                           index.erofs   inodes, directories, xattrs; file data = block numbers in layer.tar
 //!                           layer.json    what it is (versioned)
 //!                           tree/         only where the overlay driver unpacked it
-//! <data>/layers/.<random>/                an ingest in flight, holding the lock on its file `lock`
+//! <data>/layers/.tmp-<random>/            an ingest in flight, which holds the folder with flock(2)
 //! ```
 //!
 //! `<id>` is the layer's diff ID where its index is a function of the tar alone; otherwise (members
-//! whose parent folders are not in the tar, hardlinks to files of a lower layer) the chain ID.
+//! whose parent folders are not in the tar, hardlinks to files of a lower layer, an opaque root)
+//! the chain ID. What such a layer takes from lower ones (a folder's metadata, a linked file's data)
+//! is copied into its index, so that every layer is mounted from its own two files.
 //!
 //! It never decompresses, never talks to a network, never decides which layers an image has, and
 //! never lets a member's path lead anywhere: members become nodes of an in-memory tree, not files.

@@ -1,5 +1,7 @@
 //! The merged view of the layers under one, read from their indexes.
 
+use std::collections::BTreeSet;
+
 use crate::erofs::{self, Index, Inode};
 use crate::tar::show;
 use crate::tree::{Below, Error, Kind, Node};
@@ -108,6 +110,20 @@ impl Below for Lower {
             Ok(links)
         };
         visible().map_err(failed(path))
+    }
+
+    fn root_names(&mut self) -> Result<Vec<Box<[u8]>>, Error> {
+        let all = || -> Result<BTreeSet<Box<[u8]>>, erofs::Error> {
+            let mut names = BTreeSet::new();
+            for (index, _) in &self.layers {
+                let entries = index.entries(&index.root()?)?;
+                names.extend(entries.into_iter().map(|entry| entry.name));
+            }
+            Ok(names)
+        };
+        all()
+            .map(|names| names.into_iter().collect())
+            .map_err(failed(&[]))
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "a test's helpers may do what its tests may"
 )]
 
+mod drivers;
 mod listing;
 
 use std::ffi::OsStr;
@@ -275,6 +276,9 @@ fn gnu_tar_and_the_kernel_see_one_tree_in_every_format() {
         assert!(layer.self_contained, "{what}");
         let expected_listing = list(&expected);
         assert_same(&what, &mounted(&store, &layer.id), &expected_listing);
+        if sparse == Some("--sparse-version=1.0") {
+            drivers::all_show(&what, &store, &[layer.id], &expected_listing, |_| {});
+        }
         fs::remove_dir_all(&expected).unwrap();
         store.verify(&layer.id).unwrap();
     }
@@ -452,6 +456,13 @@ fn stack_is_right(what: &str, layers: &[Vec<u8>], untimed: &[&str]) -> Vec<Layer
         }
     }
     assert_same(what, &found, &expected);
+    drivers::all_show(what, &store, &ids, &expected, |listing| {
+        for (path, entry) in listing.iter_mut() {
+            if untimed.iter().any(|name| path == *name) {
+                entry.mtime = (0, 0);
+            }
+        }
+    });
     taken
 }
 
@@ -533,6 +544,41 @@ fn whiteouts_and_opaque_folders_hide_what_is_below() {
     ]);
     let layers = stack_is_right("whiteouts", &[base, second, third], &[]);
     assert!(layers.iter().all(|layer| layer.self_contained));
+}
+
+#[test]
+fn an_opaque_root_hides_all_layers_below() {
+    if !is_root("an_opaque_root_hides_all_layers_below") {
+        return;
+    }
+    let base = archive(&[
+        dir("./", 0o755),
+        file("gone", b"1"),
+        dir("d/", 0o755),
+        file("d/gone", b"2"),
+    ]);
+    let second = archive(&[
+        dir("./", 0o700),
+        file(".wh..wh..opq", b""),
+        dir("d/", 0o711),
+        file("d/new", b"n"),
+    ]);
+    stack_is_right("opaque root", &[base, second], &[]);
+}
+
+#[test]
+fn a_last_file_without_its_padding_is_whole() {
+    if !is_root("a_last_file_without_its_padding_is_whole") {
+        return;
+    }
+    let place = scratch();
+    let store = Store::open(place.path());
+    let bytes = archive(&[dir("./", 0o755), file("last", &[b'e'; 700])]);
+    let end = bytes.len() - tar::TRAILER.len() - tar::padding(700).len();
+    let layer = ingest(&store, &bytes[..end], &[]);
+    let mount = mount(&store, &layer.id);
+    let path = format!("/proc/self/fd/{}/last", mount.as_raw_fd());
+    assert_eq!(fs::read(path).unwrap(), [b'e'; 700]);
 }
 
 #[test]

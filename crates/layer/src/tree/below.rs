@@ -18,4 +18,10 @@ pub trait Below: Send {
     /// # Errors
     /// [`Error::Below`] when a lower layer cannot be read.
     fn links(&mut self, path: &[&[u8]]) -> Result<Vec<Vec<Box<[u8]>>>, Error>;
+
+    /// All names that may be visible in the root directory of the merged view.
+    ///
+    /// # Errors
+    /// [`Error::Below`] when a lower layer cannot be read.
+    fn root_names(&mut self) -> Result<Vec<Box<[u8]>>, Error>;
 }
