@@ -1,15 +1,19 @@
 //! Making the container: mounts, cgroup, streams, the first process. In that order, each step's
 //! leftovers named in `undo` before it is taken.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use knarr_cgroup::{Cgroup, Layout};
 use knarr_diag::{Explain as _, Report};
+use knarr_fs::{Durability, Lock, tree};
 use knarr_layer::HeldLayer;
 use knarr_runtime::{Launch, Stdio};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
-use crate::request::Request;
+use crate::Result;
+use crate::request::{CopyUp, Request};
 use crate::state::ProcessId;
 use crate::stdio::{self, Ends};
 
@@ -30,12 +34,14 @@ pub(crate) struct Container {
 pub(crate) fn start(
     request: &Request,
     layout: &Layout,
-    announce: impl FnOnce(ProcessId) -> crate::Result<()>,
-) -> Result<Container, Report> {
+    announce: impl FnOnce(ProcessId) -> Result<()>,
+) -> std::result::Result<Container, Report> {
     let paths = &request.paths;
     let root = knarr_layer::mount(&request.rootfs, &paths.run_root)?;
     knarr_fs::failpoint!("monitor.mounted");
-    //COPYUP
+    for copy in &request.copy_ups {
+        fill_volume(root.root.as_fd(), copy).map_err(|error| error.report())?;
+    }
     let cgroup = Cgroup::create(layout, &request.cgroup)?;
     knarr_fs::failpoint!("monitor.cgroup");
     let (ends, stdio) = if request.terminal.is_some() {
@@ -76,8 +82,38 @@ pub(crate) fn start(
     })
 }
 
+/// The volume is being filled; found by another start, it means that the filling was cut short.
+const COPYING: &str = ".copying";
+
+/// Gives a new volume what the image has in its place, whole or not at all.
+fn fill_volume(root: BorrowedFd<'_>, copy: &CopyUp) -> Result<()> {
+    let data = copy.volume.join("data");
+    let marker = copy.volume.join(COPYING);
+    // Two containers may be started with the same new volume.
+    let _alone = Lock::exclusive(&copy.volume.join(".lock"))?;
+    let folder = rustix::fs::open(
+        &data,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(knarr_fs::Error::of("open", "open", &data))?;
+    let names = tree::names(folder.as_fd(), &data)?;
+    if rustix::fs::stat(&marker).is_ok() {
+        for name in names {
+            tree::remove(folder.as_fd(), &name, &data.join(&name))?;
+        }
+    } else if !names.is_empty() {
+        return Ok(());
+    }
+    knarr_fs::write_atomic(&marker, b"", Durability::Volatile)?;
+    knarr_fs::failpoint!("monitor.copying");
+    knarr_layer::copy_up(root, Path::new(&copy.from), &data)?;
+    knarr_fs::failpoint!("monitor.copied");
+    Ok(knarr_fs::remove_file(&marker)?)
+}
+
 /// A process of ours that has not been reaped, so its number is its own.
-pub(crate) fn process_id(pid: Pid) -> crate::Result<ProcessId> {
+pub(crate) fn process_id(pid: Pid) -> Result<ProcessId> {
     let raw = pid.as_raw_nonzero().get();
     // A zombie has no time to tell; it is ours and known to be dead soon.
     let start_time = knarr_runtime::process::start_time(raw)?.unwrap_or(0);

@@ -566,3 +566,32 @@ fn nonsense_is_refused_with_a_reason() {
     let error = Connection::open(container.run_folder()).unwrap_err();
     assert!(error.to_string().contains("no monitor answers"), "{error}");
 }
+
+#[test]
+fn a_new_volume_gets_the_images_content_once_and_a_half_copy_is_done_over() {
+    if !can_run("a_new_volume_gets_the_images_content_once_and_a_half_copy_is_done_over") {
+        return;
+    }
+    let mut container = Container::new("true");
+    container.with_volume("/bin");
+    let volume = container.root().join("volume");
+    container.start().wait().unwrap();
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(volume.join("data"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["busybox", "sh"]);
+    // What is the user's stays.
+    std::fs::remove_file(volume.join("data/sh")).unwrap();
+    container.start().wait().unwrap();
+    assert_eq!(names(), ["busybox"]);
+    std::fs::write(volume.join(".copying"), "").unwrap();
+    std::fs::write(volume.join("data/half"), "").unwrap();
+    container.start().wait().unwrap();
+    assert_eq!(names(), ["busybox", "sh"]);
+    assert!(!volume.join(".copying").exists());
+}

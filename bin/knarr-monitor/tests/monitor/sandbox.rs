@@ -10,7 +10,7 @@ use knarr_cgroup::Layout;
 use knarr_fs::{Lock, TempDir};
 use knarr_layer::{Base, Driver, Rootfs, Upper};
 use knarr_monitor::client::{self, Connection, Observed, Started};
-use knarr_monitor::request::{Log, Paths, Removal, Restart, Stdin, Stop, Streams};
+use knarr_monitor::request::{CopyUp, Log, Paths, Removal, Restart, Stdin, Stop, Streams};
 use knarr_monitor::{Request, State};
 use knarr_spec::ContainerId;
 use serde_json::json;
@@ -162,6 +162,16 @@ impl Container {
             paths: vec![data],
         });
         self
+    }
+
+    /// A new volume that gets what the image has at `from`.
+    pub(crate) fn with_volume(&mut self, from: &str) {
+        let volume = self.dir.path().join("volume");
+        knarr_fs::create_dir_all(&volume.join("data")).unwrap();
+        self.request.copy_ups = vec![CopyUp {
+            from: from.to_owned(),
+            volume,
+        }];
     }
 
     pub(crate) fn attached(mut self, stdin: bool) -> Self {
