@@ -89,6 +89,13 @@ impl Client {
         )
     }
 
+    /// It has closed its end: what is left of its input still counts, output does not.
+    pub(crate) fn hang_up(&mut self) {
+        self.gone = true;
+        self.out = Vec::new();
+        self.sent = 0;
+    }
+
     /// Bytes that wait to be sent.
     pub(crate) fn queued(&self) -> usize {
         self.out.len() - self.sent
@@ -101,7 +108,7 @@ impl Client {
 
     pub(crate) fn wants(&self, stream: Stream) -> bool {
         match self.role {
-            Role::Attached(streams) => match stream {
+            Role::Attached(streams) if !self.gone => match stream {
                 Stream::Stdout => streams.stdout,
                 Stream::Stderr => streams.stderr,
             },
@@ -200,8 +207,11 @@ impl Client {
 
     /// Sends at once what goes, keeps the rest.
     fn queue(&mut self, parts: &[&[u8]]) {
+        if self.gone {
+            return;
+        }
         let mut skip = 0;
-        if self.queued() == 0 && !self.gone {
+        if self.queued() == 0 {
             let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
             skip = rustix::net::sendmsg(
                 &self.socket,

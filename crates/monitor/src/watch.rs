@@ -412,6 +412,7 @@ impl Watch {
         let feed = self.takes_input();
         let epoll = self.epoll.as_fd();
         let mut left_feeding = false;
+        let before = self.clients.len();
         self.clients.retain(|token, client| {
             let done = matches!(client.role, Role::Leaving) && client.queued() == 0;
             let gone = client.gone && !client.feeds();
@@ -423,6 +424,9 @@ impl Watch {
         });
         if left_feeding {
             self.input_ended();
+        }
+        if self.clients.len() < before {
+            self.relax_at = Some(Instant::now() + RELAX);
         }
         self.update_sources();
     }

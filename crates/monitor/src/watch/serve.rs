@@ -44,8 +44,18 @@ impl Watch {
         let Ok(connection) = rustix::net::accept_with(listener, flags) else {
             return;
         };
-        if self.clients.len() >= MOST_CLIENTS || !socket::is_trusted(&connection) {
+        if !socket::is_trusted(&connection) {
             return;
+        }
+        if self.clients.len() >= MOST_CLIENTS {
+            // Who says nothing makes room for who might.
+            let silent = self.clients.iter().find_map(|(token, client)| {
+                matches!(client.role, Role::Asking { .. }).then_some(*token)
+            });
+            match silent {
+                Some(token) => drop(self.clients.remove(&token)),
+                None => return,
+            }
         }
         let token = self.next_token;
         self.next_token += 1;
@@ -60,7 +70,7 @@ impl Watch {
             return;
         };
         if flags.contains(EventFlags::OUT) && !client.flush() {
-            client.gone = true;
+            client.hang_up();
         }
         match client.role {
             Role::Asking { .. } => match client.ask() {
@@ -80,13 +90,15 @@ impl Watch {
             },
             Role::Attached(_) => self.read_input(token),
             Role::Waiting | Role::Leaving => {
-                client.gone |= flags.contains(EventFlags::RDHUP);
+                if flags.contains(EventFlags::RDHUP) {
+                    client.hang_up();
+                }
             }
         }
         if flags.intersects(EventFlags::HUP | EventFlags::ERR)
             && let Some(client) = self.clients.get_mut(&token)
         {
-            client.gone = true;
+            client.hang_up();
         }
     }
 
@@ -349,6 +361,7 @@ impl Watch {
             finished_at: None,
         };
         self.save_exec(id, &state).map_err(|error| error.report())?;
+        self.event("exec_start", &[("execID", id.to_owned())]);
         let token = self.next_token;
         self.next_token += 1;
         epoll::add(
