@@ -125,7 +125,8 @@ pub(crate) fn exit_code(code: i32) -> u8 {
 pub(crate) fn check_terminal(stdin: bool, tty: bool) -> Result<()> {
     if stdin && tty && !terminal::is_terminal(rustix::stdio::stdin()) {
         return Err(Failure::invalid("the input device is not a TTY")
-            .hint("leave -t out, or run it in a terminal"));
+            .hint("leave -t out, or run it in a terminal")
+            .exit(1));
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ mod stats;
 mod stop;
 mod tag;
 mod top;
+mod trash;
 mod unserved;
 mod version;
 mod volume;
@@ -152,6 +153,7 @@ static COMMANDS: &[&Command] = &[
     &inspect::IMAGE,
     &prune::CONTAINERS,
     &prune::IMAGES,
+    &trash::EMPTY,
     &volume::CREATE,
     &volume::INSPECT,
     &volume::LIST,
@@ -440,6 +442,8 @@ fn group_help(group: &str) -> String {
             .iter()
             .filter_map(|name| name.strip_prefix(&prefix));
         found.extend(names.next().map(|name| (name, command.about)));
+        // One without a word about it is not for people.
+        found.retain(|(_, about)| !about.is_empty());
     }
     found.sort_unstable();
     let commands = rows("Commands", &found);

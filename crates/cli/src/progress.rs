@@ -107,6 +107,12 @@ impl Bars {
         });
     }
 
+    /// Whether anything was pulled, or tried to be.
+    pub(crate) fn pulled(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.reference.is_some()
+    }
+
     fn write(&self, text: &str) {
         // Progress that nobody can see is no reason to fail.
         match self.place {
@@ -153,7 +159,7 @@ impl Bars {
         match self.width {
             Some(_) => self.write(&format!("\x1b[{below}A\r\x1b[2K{line}\x1b[{below}B\r")),
             // Elsewhere only what is final is worth a line.
-            None if matches!(now, LayerState::Receiving { .. }) => {}
+            None if moved || matches!(now, LayerState::Receiving { .. }) => {}
             None => self.write(&format!("{line}\n")),
         }
     }
@@ -211,9 +217,6 @@ impl Progress for Bars {
         if matches!(event, Event::Pulling(_)) {
             // A pull may take long: Ctrl-C ends it, and the store has nothing half-made.
             attachment::let_signals_act();
-        }
-        if self.place == Place::Nowhere {
-            return;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {

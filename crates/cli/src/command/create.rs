@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use knarr_engine::CreateRequest;
+use knarr_diag::{Class, Explain};
+use knarr_engine::{CreateRequest, Engine};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{Arguments, Call, Command, Exits, pull};
@@ -28,7 +29,9 @@ fn run(call: &Call<'_>) -> Result<u8> {
     let bars = Bars::for_run(&request.config.image, call.line.on("quiet"));
     let engine = call.engine()?;
     let cid_file = CidFile::reserve(&request.host.container_id_file)?;
-    let created = engine.create(&request, &bars)?;
+    let created = engine.create(&request, &bars);
+    let created =
+        created.map_err(|error| near_image(&engine, &request.config.image, &bars, error.into()))?;
     if let Some(file) = cid_file {
         file.write(created.id.as_str())?;
     }
@@ -45,6 +48,20 @@ pub(super) fn request(call: &Call<'_>) -> Result<CreateRequest> {
     let mut request = request::create(&call.line)?;
     pull::use_config(call, &mut request.pull_options);
     Ok(request)
+}
+
+/// A pull that failed because the name was mistyped: says which image here was probably meant.
+pub(super) fn near_image(engine: &Engine, image: &str, bars: &Bars, failure: Failure) -> Failure {
+    let Some(near) = bars.pulled().then(|| engine.images().resolve(image)) else {
+        return failure;
+    };
+    match near {
+        Err(error) if error.class() == Class::NotFound => match error.hint() {
+            Some(hint) if hint.starts_with("did you mean") => failure.hint(hint),
+            _ => failure,
+        },
+        _ => failure,
+    }
 }
 
 /// The file of `--cidfile`: made before the container, so that two cannot share it, and removed
@@ -67,7 +84,7 @@ impl CidFile {
                 file: Some(file),
             })),
             Err(rustix::io::Errno::EXIST) => Err(Failure::of(
-                knarr_diag::Class::Exists,
+                Class::Exists,
                 "cidfile-exists",
                 format!(
                     "container ID file found, make sure the other container isn't running or \

@@ -5,7 +5,7 @@ use std::io::BufRead;
 use knarr_diag::{Class, Explain};
 use knarr_engine::Pruned;
 
-use super::{Call, Command, USUAL, ps};
+use super::{Call, Command, USUAL, ps, trash};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::{output, units};
@@ -89,7 +89,9 @@ fn images(call: &Call<'_>) -> Result<u8> {
             pruned.bytes += listed.image.size;
         }
     }
-    tell("Deleted Images:", &pruned)
+    let told = tell("Deleted Images:", &pruned);
+    trash::empty_later(&engine);
+    told
 }
 
 /// Asks, unless `--force` answers.

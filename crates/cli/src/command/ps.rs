@@ -149,7 +149,17 @@ fn id(container: &Summary, long: bool) -> String {
 }
 
 fn row(container: &Summary, long: bool) -> Value {
-    let command = container.command.join(" ");
+    // As Docker: what has a blank in it is in single quotes.
+    let words: Vec<String> = container
+        .command
+        .iter()
+        .enumerate()
+        .map(|(at, word)| match at > 0 && word.contains(' ') {
+            true => format!("'{word}'"),
+            false => word.clone(),
+        })
+        .collect();
+    let command = words.join(" ");
     let command = if long {
         command
     } else {
@@ -302,7 +312,7 @@ mod tests {
             print(&LAYOUT, ""),
             "CONTAINER ID   IMAGE       COMMAND                   CREATED       STATUS       \
              PORTS               NAMES\n\
-             aaaaaaaaaaaa   debian:12   \"sh -c echo \\\"hello w…\"   2 hours ago   Up 2 hours   \
+             aaaaaaaaaaaa   debian:12   \"sh -c 'echo \\\"hello …\"   2 hours ago   Up 2 hours   \
              53/udp, 80-81/tcp   web\n"
         );
         assert_eq!(

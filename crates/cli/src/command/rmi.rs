@@ -2,7 +2,7 @@
 
 use knarr_diag::{Class, Explain};
 
-use super::{Arguments, Call, Command, USUAL};
+use super::{Arguments, Call, Command, USUAL, trash};
 use crate::failure::{Result, each};
 use crate::flag::Flag;
 use crate::output;
@@ -24,7 +24,7 @@ pub(super) static COMMAND: Command = Command {
 fn run(call: &Call<'_>) -> Result<u8> {
     let force = call.line.on("force");
     let engine = call.engine()?;
-    each(&call.line.args, |name| {
+    let done = each(&call.line.args, |name| {
         match engine.remove_image(name, force) {
             Ok(removed) => {
                 let lines: String = removed.iter().map(|line| format!("{line}\n")).collect();
@@ -36,5 +36,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
             }
             Err(error) => Err(error.into()),
         }
-    })
+    });
+    trash::empty_later(&engine);
+    done
 }

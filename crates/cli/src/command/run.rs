@@ -1,6 +1,6 @@
 //! `run`.
 
-use knarr_engine::StartOptions;
+use knarr_engine::{Created, Session, StartOptions};
 
 use super::{Arguments, Call, Command, Exits, create};
 use crate::attachment::{Attachment, Signals, check_terminal};
@@ -60,16 +60,18 @@ fn run(call: &Call<'_>) -> Result<u8> {
     } else {
         None
     };
-    let (created, session) = match cid_file {
-        None => engine.run(&request, &options, &bars)?,
+    let start = || -> Result<(Created, Option<Session>)> {
+        let Some(file) = cid_file else {
+            return Ok(engine.run(&request, &options, &bars)?);
+        };
         // The file must name the container even if it then does not start.
-        Some(file) => {
-            let created = engine.create(&request, &bars)?;
-            file.write(created.id.as_str())?;
-            let session = engine.start(created.id.as_str(), &options)?;
-            (created, session)
-        }
+        let created = engine.create(&request, &bars)?;
+        file.write(created.id.as_str())?;
+        let session = engine.start(created.id.as_str(), &options)?;
+        Ok((created, session))
     };
+    let (created, session) = start()
+        .map_err(|failure| create::near_image(&engine, &request.config.image, &bars, failure))?;
     bars.finish(true);
     for warning in &created.warnings {
         output::note(&format!("WARNING: {warning}"));

@@ -2,8 +2,8 @@
 
 use super::{Flag, Status};
 
-/// Docker wraps at 80 columns, whatever the terminal is.
-const WIDTH: usize = 80;
+/// Docker wraps before the 80th column, whatever the terminal is.
+const WIDTH: usize = 79;
 
 /// Keeps this many columns free for words that stick out.
 const SLOP: usize = 5;
