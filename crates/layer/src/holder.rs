@@ -100,8 +100,14 @@ pub(crate) fn acquire(
     if let Some(mount) = clone_any(&holders, keeping)? {
         return record(mount, &holders, keeping, process);
     }
-    knarr_fs::create_dir_all(&holders)?;
-    let _lock = Lock::exclusive(&folder.join("lock"))?;
+    let _lock = loop {
+        knarr_fs::create_dir_all(&holders)?;
+        match Lock::exclusive(&folder.join("lock")) {
+            // A sweep took the folder away meanwhile.
+            Err(error) if error.is_not_found() => {}
+            lock => break lock?,
+        }
+    };
     if let Some(mount) = clone_any(&holders, keeping)? {
         return record(mount, &holders, keeping, process);
     }

@@ -1,5 +1,11 @@
 //! What a container changed, what a volume takes over, which driver is chosen.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test's helpers may do what its tests may"
+)]
+
 mod fixture;
 
 use std::os::fd::AsFd;

@@ -1,5 +1,11 @@
 //! `@host`: the machine's own programs, and none of its secrets.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test's helpers may do what its tests may"
+)]
+
 mod fixture;
 
 use std::os::fd::IntoRawFd;

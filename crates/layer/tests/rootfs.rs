@@ -1,5 +1,11 @@
 //! Roots as the kernel makes them: stacking, sharing, writing, user namespaces.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test's helpers may do what its tests may"
+)]
+
 mod fixture;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -393,4 +399,182 @@ fn a_request_reads_back_as_it_was_written() {
     };
     let text = serde_json::to_string(&world).unwrap();
     assert_eq!(serde_json::from_str::<Rootfs>(&text).unwrap(), world);
+}
+
+/// Another process, which mounts the root that its environment describes and keeps it until it is
+/// killed or its standard input ends: this very program, asked for one test.
+struct Holder(std::process::Child);
+
+const HOLD: &str = "KNARR_TEST_HOLD";
+
+impl Holder {
+    fn start(rootfs: &Rootfs, run_root: &Path) -> Self {
+        use std::io::BufRead as _;
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "be_a_holder", "--nocapture"])
+            .env(HOLD, serde_json::to_string(&(rootfs, run_root)).unwrap())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = std::io::BufReader::new(child.stdout.as_mut().unwrap());
+        assert!(output.lines().any(|line| line.unwrap().contains("holding")));
+        Self(child)
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn be_a_holder() {
+    let Ok(text) = std::env::var(HOLD) else {
+        // Only of use to the tests below.
+        return;
+    };
+    let (rootfs, run_root): (Rootfs, std::path::PathBuf) = serde_json::from_str(&text).unwrap();
+    let mounted = mount(&rootfs, &run_root).unwrap();
+    println!("holding");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    drop(mounted);
+}
+
+fn devices(mounted: &knarr_layer::Mounted) -> Vec<u64> {
+    let device =
+        |held: &knarr_layer::HeldLayer| rustix::fs::fstat(held.directory()).unwrap().st_dev;
+    mounted.held.iter().map(device).collect()
+}
+
+#[test]
+fn layers_are_shared_between_processes_and_survive_the_one_that_mounted() {
+    if !root("layers_are_shared_between_processes_and_survive_the_one_that_mounted") {
+        return;
+    }
+    let world = World::new();
+    let layers = three_layers(&world);
+    for driver in [Driver::Erofs, Driver::ErofsPath] {
+        let holders = |layer: &LayerPaths| {
+            let folder = world.run().join("layers").join(layer.id.digest().hex());
+            names(&folder.join("holders"))
+        };
+        let theirs = world.rootfs(driver, &layers, &format!("{driver}-theirs"));
+        let holder = Holder::start(&theirs, &world.run());
+        let pid = holder.0.id();
+        assert_eq!(holders(&layers[0]).len(), 1);
+        let ours = world.rootfs(driver, &layers, &format!("{driver}-ours"));
+        let first = mount(&ours, &world.run()).unwrap();
+        holder.kill();
+        assert_eq!(
+            std::fs::read(inside(&first.root, "large")).unwrap(),
+            vec![7; 300_000]
+        );
+        // The dead one's record is passed over: ours lives.
+        let next = world.rootfs(driver, &layers, &format!("{driver}-next"));
+        let second = mount(&next, &world.run()).unwrap();
+        assert_eq!(devices(&first), devices(&second), "{driver}");
+        drop((first, second));
+        // Nobody living is left: a new superblock, and the dead one's record goes.
+        let stale = holders(&layers[0]);
+        assert_eq!(stale.len(), 1, "{stale:?}");
+        assert!(stale[0].starts_with(&format!("{pid}.")));
+        let third = mount(&next, &world.run()).unwrap();
+        assert_eq!(holders(&layers[0]).len(), 1);
+        assert_ne!(holders(&layers[0]), stale);
+        drop(third);
+    }
+}
+
+#[test]
+fn many_processes_that_start_and_end_at_once_get_their_roots() {
+    if !root("many_processes_that_start_and_end_at_once_get_their_roots") {
+        return;
+    }
+    let world = World::new();
+    let layers = three_layers(&world);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (world, layers) = (&world, &layers);
+            scope.spawn(move || {
+                for number in 0..8 {
+                    let name = format!("{thread}-{number}");
+                    let rootfs = world.rootfs(Driver::Erofs, layers, &name);
+                    let holder = Holder::start(&rootfs, &world.run());
+                    let mounted = mount(
+                        &world.rootfs(Driver::Erofs, layers, &format!("{name}-own")),
+                        &world.run(),
+                    )
+                    .unwrap();
+                    if number % 2 == 0 {
+                        holder.kill();
+                    } else {
+                        drop(holder);
+                    }
+                    assert_eq!(names(&inside(&mounted.root, "")).len(), 4);
+                    sweep_holders(&world.run()).unwrap();
+                }
+            });
+        }
+    });
+    sweep_holders(&world.run()).unwrap();
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // Its standard input ends with the child's handle; then it goes by itself.
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
+    }
+}
+
+/// `cargo test --release -p knarr-layer --test rootfs -- --ignored --nocapture how_long`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_mounting_takes() {
+    let world = World::new();
+    let layers = three_layers(&world);
+    let mut many = layers.clone();
+    for number in 0..17 {
+        let layer = world.layer(&many, |tree| {
+            std::fs::write(tree.join(format!("file-{number}")), "").unwrap();
+        });
+        many.push(layer);
+    }
+    let time = |what: &str, mut action: Box<dyn FnMut(usize) + '_>| {
+        let mut times: Vec<_> = (0..200)
+            .map(|number| {
+                let start = std::time::Instant::now();
+                action(number);
+                start.elapsed().as_nanos() / 1000
+            })
+            .collect();
+        times.sort_unstable();
+        println!("{what}: median {} us, least {} us", times[100], times[0]);
+    };
+    for driver in Driver::ALL {
+        for (what, layers) in [("1 layer", &layers[..1]), ("20 layers", &many[..])] {
+            let rootfs = |number| world.rootfs(driver, layers, &format!("{driver}{what}{number}"));
+            let rootfs: Vec<_> = (0..200).map(rootfs).collect();
+            let run = world.run();
+            let mounts = |number: usize| drop(mount(&rootfs[number], &run).unwrap());
+            time(&format!("{driver}, {what}, first"), Box::new(mounts));
+            let held = mount(&rootfs[0], &run).unwrap();
+            time(&format!("{driver}, {what}, again"), Box::new(mounts));
+            drop(held);
+        }
+    }
+    let host = Rootfs {
+        base: Base::Host,
+        upper: None,
+        volatile: false,
+        idmap: Some(IdMap::shifted(100_000, 65_536)),
+    };
+    let run = world.run();
+    time("@host", Box::new(|_| drop(mount(&host, &run).unwrap())));
+    let map = IdMap::shifted(100_000, 65_536);
+    time(
+        "userns",
+        Box::new(|_| drop(knarr_layer::userns(&map).unwrap())),
+    );
 }

@@ -136,7 +136,7 @@ impl FromStr for Driver {
 }
 
 /// What a driver does with layers. All drivers show the same tree, bit for bit; one contract suite
-/// (`tests/snapshotter.rs`) holds them to it.
+/// (`tests/drivers`) holds them to it.
 ///
 /// A layer as a directory is in overlayfs' form: whiteouts are character devices 0:0, opaque
 /// folders carry `trusted.overlay.opaque=y`.
