@@ -248,14 +248,16 @@ const AUDIT: [u32; 5] = [
 ];
 
 /// Compares the two filters on every known call of every architecture and on numbers beyond, with
-/// arguments around those in the rules.
+/// arguments around those in the rules. Returns how many calls libseccomp gets wrong: those where it
+/// differs from us, and we do what the section says in plain words.
 fn compare(
     oracle: &Oracle,
     section: &Seccomp,
     theirs: &[Instruction],
     dice: &mut Dice,
     draws: usize,
-) {
+) -> usize {
+    let mut faults = BTreeSet::new();
     let program = compile(section).unwrap();
     let ours = program.instructions();
     let values: Vec<u64> = section
@@ -306,6 +308,7 @@ fn compare(
         })
         .chain([(AUDIT[1], 102), (AUDIT[1], 117)])
         .collect();
+    let highest: [Option<u32>; 5] = std::array::from_fn(|index| oracle.highest(section, index));
     for (arch, number) in numbers {
         // The calls that an old libseccomp does not know would be holes to it.
         if (457..=470).contains(&(number & !X32_BIT)) {
@@ -335,19 +338,29 @@ fn compare(
             let newer = !permissive
                 && index.is_some_and(|index| {
                     listed(index)
-                        && oracle
-                            .highest(section, index)
-                            .is_some_and(|highest| number > highest)
+                        && highest[index].is_some_and(|highest| number > highest)
                         && !(index == 4 && number >= 0xf_0000)
                 });
             let expected = if newer { ENOSYS } else { run(theirs, &data) };
             let got = run(ours, &data);
+            let plain = || {
+                let multiplexer = index == Some(1) && matches!(number, 102 | 117);
+                let ((arch, name), _) = oracle.numbers.iter().find(|((arch, _), known)| {
+                    Some(*arch) == index && **known == number && !multiplexer
+                })?;
+                Some(meant(section, name, *arch, args))
+            };
+            if got != expected && plain() == Some(got) {
+                faults.insert((arch, number));
+                continue;
+            }
             assert_eq!(
                 got, expected,
                 "ours {got:#x}, libseccomp's {expected:#x} for {data:x?} in {section:#?}"
             );
         }
     }
+    faults.len()
 }
 
 #[test]
@@ -400,7 +413,7 @@ fn dockers_profile_decides_as_through_libseccomp() {
     for capabilities in capabilities {
         let section = Profile::docker().section(capabilities, Arch::HOST);
         let theirs = oracle.filter(&section).unwrap();
-        compare(&oracle, &section, &theirs, &mut dice, 40);
+        assert_eq!(compare(&oracle, &section, &theirs, &mut dice, 40), 0);
         let ours = compile(&section).unwrap().instructions().len();
         println!(
             "{capabilities:?}: {ours} instructions, libseccomp's {}",
@@ -429,7 +442,7 @@ fn podmans_profile_decides_as_through_libseccomp() {
             .unwrap()
             .section(capabilities, Arch::HOST);
         let theirs = oracle.filter(&section).unwrap();
-        compare(&oracle, &section, &theirs, &mut dice, 40);
+        assert_eq!(compare(&oracle, &section, &theirs, &mut dice, 40), 0);
     }
 }
 
@@ -587,6 +600,14 @@ fn make_sound(section: &mut Seccomp) {
         if rule.args.is_empty() {
             return true;
         }
+        // Would contradict what the calls behind it are given.
+        if rule
+            .names
+            .iter()
+            .any(|name| name == "socketcall" || name == "ipc")
+        {
+            return false;
+        }
         let mut indexes = BTreeSet::new();
         rule.args.retain(|arg| indexes.insert(arg.index));
         if rule
@@ -661,6 +682,8 @@ fn wild_profiles_mean_what_they_say() {
     let mut dice = Dice(0x0123_4567_89ab_cdef);
     for _ in 0..rounds(400) {
         let section = random_section(&oracle, &mut dice, Kind::Wild);
+        let highest: [Option<u32>; 5] =
+            std::array::from_fn(|index| oracle.highest(&section, index));
         let program = compile(&section).unwrap();
         let values: Vec<u64> = section
             .syscalls
@@ -675,9 +698,7 @@ fn wild_profiles_mean_what_they_say() {
                     .architectures
                     .iter()
                     .any(|of| of == Arch::ALL[*arch].oci_name());
-            let newer = oracle
-                .highest(&section, *arch)
-                .is_some_and(|highest| *number > highest);
+            let newer = highest[*arch].is_some_and(|highest| *number > highest);
             let multiplexer = *arch == 1 && matches!(*number, 102 | 117);
             if !listed || newer || multiplexer {
                 continue;
@@ -729,21 +750,25 @@ fn near(values: &[u64], dice: &mut Dice) -> u64 {
     }
 }
 
+/// Of a profile in fifty at most libseccomp makes something else than it says (its sharing of code
+/// between rules goes wrong); everywhere else both agree.
 #[test]
 fn random_profiles_decide_as_through_libseccomp() {
     let Some(mut oracle) = Oracle::start("random_profiles_decide_as_through_libseccomp") else {
         return;
     };
-    let rounds = rounds(1000);
+    let rounds = rounds(3000);
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    let mut refused = 0;
+    let (mut refused, mut faulty) = (0, 0);
     for _ in 0..rounds {
         let section = random_section(&oracle, &mut dice, Kind::Sound);
         match oracle.filter(&section) {
-            Ok(theirs) => compare(&oracle, &section, &theirs, &mut dice, 30),
+            Ok(theirs) => {
+                faulty += usize::from(compare(&oracle, &section, &theirs, &mut dice, 30) > 0)
+            }
             Err(_) => refused += 1,
         }
     }
-    println!("{rounds} profiles, {refused} refused by libseccomp");
-    assert!(refused * 2 < rounds);
+    println!("{rounds} profiles: {refused} refused by libseccomp, {faulty} got wrong by it");
+    assert!(refused * 2 < rounds && faulty * 50 < rounds as usize);
 }
