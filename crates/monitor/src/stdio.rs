@@ -106,12 +106,17 @@ fn output(path: &Path) -> Result<(OwnedFd, OwnedFd)> {
     Ok((reader, container))
 }
 
+/// The container reopens its streams by `/dev/stdout`, perhaps as another user than it began, perhaps
+/// in a user namespace: so everybody may. Nobody else gets here: the folder is root's only, and
+/// `/proc/PID/fd` shows a process's own alone.
 fn fifo(path: &Path) -> knarr_fs::Result<()> {
-    let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(knarr_fs::Error::of("create", "mknod", path)(errno)),
+    let all = Mode::from_raw_mode(0o666);
+    match rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, all, 0) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(knarr_fs::Error::of("create", "mknod", path)(errno)),
     }
+    // The umask took some of it.
+    rustix::fs::chmod(path, all).map_err(knarr_fs::Error::of("create", "chmod", path))
 }
 
 fn open(path: &Path, flags: OFlags) -> knarr_fs::Result<OwnedFd> {

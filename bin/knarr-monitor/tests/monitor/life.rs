@@ -595,3 +595,56 @@ fn a_new_volume_gets_the_images_content_once_and_a_half_copy_is_done_over() {
     assert_eq!(names(), ["busybox", "sh"]);
     assert!(!volume.join(".copying").exists());
 }
+
+#[test]
+fn without_a_pid_namespace_what_is_left_is_killed() {
+    if !can_run("without_a_pid_namespace_what_is_left_is_killed") {
+        return;
+    }
+    let mut container = Container::new("sleep 1000 & echo $!; exit 2");
+    let plan = &mut container.request.runtime;
+    plan.create
+        .retain(|namespace| *namespace != knarr_runtime::Namespace::Pid);
+    let state = container.start().wait().unwrap();
+    assert_eq!(state.exit_code, Some(2));
+    let pid: i32 = container.logged()[0].1.trim().parse().unwrap();
+    assert_eq!(knarr_runtime::process::start_time(pid).unwrap(), None);
+    drop(container.lock());
+    assert!(container.cgroups().is_empty());
+}
+
+#[test]
+fn without_a_log_driver_nothing_is_kept_and_nothing_stands_still() {
+    if !can_run("without_a_log_driver_nothing_is_kept_and_nothing_stands_still") {
+        return;
+    }
+    let mut container = Container::new("yes | head -n 200000");
+    container.request.log = Log::None;
+    assert_eq!(container.start().wait().unwrap().exit_code, Some(0));
+    assert!(!container.log_path().exists());
+}
+
+#[test]
+fn a_user_without_rights_may_reopen_its_streams() {
+    if !can_run("a_user_without_rights_may_reopen_its_streams") {
+        return;
+    }
+    // As nginx's image does with its logs.
+    let mut container = Container::new("echo reopened > /proc/self/fd/1; echo too > /dev/stderr");
+    container.request.runtime.process.user = knarr_runtime::UserPlan::Ids {
+        uid: 1000,
+        gid: 1000,
+        additional_gids: Vec::new(),
+    };
+    // The image's folders are root's only, as the test makes them.
+    let upper = container.data_folder().join("upper");
+    for folder in [upper.clone(), upper.join("bin")] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder, mode).unwrap();
+    }
+    container.start().wait().unwrap();
+    let mut logged = container.logged();
+    logged.sort();
+    let expected = [("stderr", "too\n"), ("stdout", "reopened\n")];
+    assert_eq!(logged, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+}
