@@ -7,8 +7,9 @@ use std::process::Command;
 use knarr_diag::{Class, Explain};
 use knarr_engine::image::{ImportOptions, Silent, Source};
 use knarr_engine::{
-    CreateRequest, Ended, Engine, ListOptions, LogOptions, OnSignal, RemoveOptions, Session,
-    Settings, StartOptions, Status, StopOptions, Streams, VolumeCreate, WaitCondition,
+    CopyEnd, CopyOptions, CreateRequest, Ended, Engine, ListOptions, LogOptions, OnSignal,
+    RemoveOptions, Session, Settings, StartOptions, Status, StopOptions, Streams, VolumeCreate,
+    WaitCondition,
 };
 
 /// An engine on folders of its own, with busybox as image `box`.
@@ -388,6 +389,219 @@ fn a_plan_is_shown_and_nothing_is_made() {
     assert_eq!(plan["command"][0], "true");
     assert!(plan["runtime"]["mounts"].as_array().unwrap().len() > 5);
     assert_eq!(world.names("data/volumes"), Vec::<String>::new());
+    world.is_clean();
+}
+
+/// Copies without a stream.
+fn copy(world: &World, from: &CopyEnd, to: &CopyEnd) -> Result<(), knarr_engine::Error> {
+    let options = CopyOptions::default();
+    world.engine.copy(
+        from,
+        to,
+        &options,
+        &mut std::io::empty(),
+        &mut std::io::sink(),
+    )
+}
+
+#[test]
+fn files_are_copied_in_and_out_running_or_not() {
+    let Some(world) = world("copy") else { return };
+    let sleeper = [
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+    ];
+    let mut asked = request("files", &sleeper);
+    asked.host.binds = Some(vec!["stuff:/stuff".to_owned()]);
+    world.engine.create(&asked, &Silent).unwrap_or_else(told);
+    let outside = world.folder.path().join("outside");
+    std::fs::create_dir_all(outside.join("deep/er")).unwrap();
+    std::fs::write(outside.join("deep/er/file"), "content").unwrap();
+    std::os::unix::fs::symlink("er/file", outside.join("deep/link")).unwrap();
+    let local = |name: &str| CopyEnd::Local(outside.join(name));
+    let inside = |path: &str| CopyEnd::Container {
+        name: "files".to_owned(),
+        path: path.to_owned(),
+    };
+    for round in ["stopped", "running"] {
+        if round == "running" {
+            world
+                .engine
+                .start("files", &StartOptions::default())
+                .unwrap_or_else(told);
+        }
+        for base in ["/tmp", "/stuff"] {
+            let to = format!("{base}/{round}");
+            copy(&world, &local("deep"), &inside(&to)).unwrap_or_else(told);
+            let back = format!("{round}{}", base.replace('/', "-"));
+            copy(&world, &inside(&to), &local(&back)).unwrap_or_else(told);
+            let file = outside.join(&back).join("er/file");
+            assert_eq!(std::fs::read_to_string(file).unwrap(), "content", "{back}");
+            let link = outside.join(&back).join("link");
+            assert_eq!(std::fs::read_link(link).unwrap(), Path::new("er/file"));
+        }
+        // Into a folder that is there: below it, or with `/.` what is in it.
+        copy(&world, &local("deep"), &inside("/tmp")).unwrap_or_else(told);
+        copy(&world, &local("deep/."), &inside("/tmp/")).unwrap_or_else(told);
+        let mut tar = Vec::new();
+        let options = CopyOptions::default();
+        world
+            .engine
+            .copy(
+                &inside("/tmp/deep"),
+                &CopyEnd::Stream,
+                &options,
+                &mut std::io::empty(),
+                &mut tar,
+            )
+            .unwrap_or_else(told);
+        assert!(tar.windows(10).any(|bytes| bytes == b"deep/link\0"));
+        world
+            .engine
+            .copy(
+                &CopyEnd::Stream,
+                &inside("/seed"),
+                &options,
+                &mut tar.as_slice(),
+                &mut std::io::sink(),
+            )
+            .unwrap_or_else(told);
+        copy(&world, &inside("/seed/deep/er/file"), &local("single")).unwrap_or_else(told);
+        assert_eq!(
+            std::fs::read_to_string(outside.join("single")).unwrap(),
+            "content"
+        );
+        for (from, to, message) in [
+            (
+                inside("/no/such"),
+                local("x"),
+                "Could not find the file /no/such in container files",
+            ),
+            (
+                local("nothing"),
+                inside("/tmp"),
+                "no such file or directory",
+            ),
+            (local("deep"), inside("/seed/file"), "cannot copy directory"),
+            (local("single"), inside("/nowhere/"), "no such directory"),
+            (
+                local("single"),
+                inside("/nowhere/x"),
+                "Could not find the file /nowhere",
+            ),
+            (inside("/tmp"), inside("/seed"), "between containers"),
+        ] {
+            let error = copy(&world, &from, &to).unwrap_err();
+            assert!(error.to_string().contains(message), "{round}: {error}");
+        }
+    }
+    let diff = world.engine.diff("files").unwrap_or_else(told);
+    assert!(
+        diff.iter()
+            .any(|change| change.path == Path::new("/seed/deep")),
+        "{diff:?}"
+    );
+    world
+        .engine
+        .remove(
+            "files",
+            &RemoveOptions {
+                force: true,
+                volumes: true,
+            },
+        )
+        .unwrap_or_else(told);
+    world.is_clean();
+}
+
+#[test]
+fn what_comes_out_stays_in_the_folder_it_was_copied_to() {
+    let Some(world) = world("copy_confined") else {
+        return;
+    };
+    let script = "mkdir -p /evil; ln -s /etc /evil/way; ln -s / /evil/up";
+    world.run(&request(
+        "evil",
+        &[
+            "/bin/busybox",
+            "sh",
+            "-c",
+            &script
+                .replace("mkdir", "/bin/busybox mkdir")
+                .replace("ln -s", "/bin/busybox ln -s"),
+        ],
+    ));
+    let outside = world.folder.path().join("target");
+    std::fs::create_dir(&outside).unwrap();
+    let from = |path: &str| CopyEnd::Container {
+        name: "evil".to_owned(),
+        path: path.to_owned(),
+    };
+    copy(&world, &from("/evil/."), &CopyEnd::Local(outside.clone())).unwrap_or_else(told);
+    // A second copy through the link that the first one made lands inside, not in /etc.
+    let again = copy(
+        &world,
+        &from("/etc/passwd"),
+        &CopyEnd::Local(outside.join("way/knarr-test")),
+    );
+    if again.is_ok() {
+        let wrong = Path::new("/etc/knarr-test");
+        let there = wrong.exists();
+        std::fs::remove_file(wrong).ok();
+        assert!(there, "the caller's own words may lead through links");
+    }
+    let mut tar = Vec::new();
+    let member = |path: &str, kind, link: &str, size| knarr_layer::tar::Member {
+        path: path.into(),
+        kind,
+        link: link.into(),
+        mode: 0o644,
+        size,
+        ..Default::default()
+    };
+    use knarr_layer::tar::{Kind, TRAILER, encode, padding};
+    tar.extend(encode(&member("hole", Kind::Symlink, "/../../..", 0)).unwrap());
+    tar.extend(
+        encode(&member(
+            "hole/tmp/../../../knarr-escaped",
+            Kind::File,
+            "",
+            2,
+        ))
+        .unwrap(),
+    );
+    tar.extend(b"x\n");
+    tar.extend(padding(2));
+    tar.extend(TRAILER);
+    let options = CopyOptions::default();
+    let to = CopyEnd::Container {
+        name: "evil".to_owned(),
+        path: "/tmp".to_owned(),
+    };
+    world
+        .engine
+        .copy(
+            &CopyEnd::Stream,
+            &to,
+            &options,
+            &mut tar.as_slice(),
+            &mut std::io::sink(),
+        )
+        .unwrap_or_else(told);
+    assert!(!Path::new("/knarr-escaped").exists());
+    let id = world.engine.resolve("evil").unwrap();
+    let upper = world
+        .folder
+        .path()
+        .join("data/containers")
+        .join(id.as_str())
+        .join("upper");
+    assert!(upper.join("tmp/knarr-escaped").exists());
+    world
+        .engine
+        .remove("evil", &RemoveOptions::default())
+        .unwrap_or_else(told);
     world.is_clean();
 }
 
