@@ -167,7 +167,7 @@ impl Cgroup {
                 hierarchy.has(controller)
                     && (self.unified.is_none() || matches!(*controller, "memory" | "blkio"))
             };
-            if !COUNTING.iter().any(|controller| counts(&controller)) {
+            if !COUNTING.iter().any(counts) {
                 continue;
             }
             let dir = self.legacy_dir(hierarchy);

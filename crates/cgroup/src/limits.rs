@@ -284,10 +284,9 @@ fn weight_of_shares(shares: u64) -> u64 {
     if shares >= 262_144 {
         return 10_000;
     }
-    #[allow(clippy::cast_precision_loss, reason = "below 2^18")]
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    #[allow(
+    #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "between 1 and 10000 for shares between 2 and 2^18"

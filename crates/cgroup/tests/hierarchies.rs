@@ -3,6 +3,12 @@
 //! The views other than the machine's own are made in a private mount namespace: the test binary
 //! runs itself again below unshare(1) with `KNARR_CGROUP_VIEW` set. On a hybrid machine pure v2 is
 //! without the controllers that are bound to v1; what needs them skips by name.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "these are tests"
+)]
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -14,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use knarr_cgroup::{Cgroup, Error, Layout, Limits, Mode, Plan};
 use knarr_diag::{Class, Explain as _};
-use knarr_spec::runtime::{Cpu, DeviceRule, Memory, Pids, Resources};
+use knarr_spec::runtime::{BlockIo, Cpu, DeviceRule, Memory, Pids, Resources};
 use knarr_sys::rustix::fs::{fstat, major, minor};
 use knarr_sys::rustix::process::{Pid, geteuid};
 
@@ -481,4 +487,47 @@ fn a_parent_is_made_and_the_monitors_have_their_place() {
             }
         },
     );
+}
+
+#[test]
+fn the_other_limits_reach_the_kernel() {
+    in_each_view("the_other_limits_reach_the_kernel", |layout| {
+        let cpu = Cpu {
+            shares: Some(512),
+            cpus: Some("0".to_owned()),
+            ..Cpu::default()
+        };
+        let resources = Resources {
+            cpu: Some(cpu),
+            block_io: Some(BlockIo { weight: Some(300) }),
+            memory: Some(Memory {
+                reservation: Some(1 << 24),
+                ..Memory::default()
+            }),
+            ..Resources::default()
+        };
+        let Some(mut subject) = Subject::limited(layout, "others", resources) else {
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let cpus = dir.path().join("cpus");
+        subject.sh(&format!(
+            "grep Cpus_allowed_list /proc/self/status >{}",
+            cpus.display()
+        ));
+        assert!(subject.wait().success());
+        let cpus = std::fs::read_to_string(cpus).unwrap();
+        assert_eq!(cpus.split_whitespace().last(), Some("0"));
+        let read = |controller: &str, file: &str| {
+            let name = &subject.cgroup.plan().path;
+            let path = format!("/sys/fs/cgroup/{controller}{name}/{file}");
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        if layout.mode() != Mode::Unified {
+            assert_eq!(read("cpu", "cpu.shares").trim(), "512");
+            if subject.cgroup.warnings().is_empty() {
+                assert_eq!(read("blkio", "blkio.bfq.weight").trim(), "300");
+            }
+        }
+    });
 }

@@ -666,7 +666,7 @@ fn common_argument(rules: &[Rule]) -> Option<u32> {
     common
 }
 
-#[allow(
+#[expect(
     clippy::cast_possible_truncation,
     reason = "the low word is what is asked for"
 )]

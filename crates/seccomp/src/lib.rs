@@ -10,8 +10,11 @@
 //! <run root>/seccomp/<hash>     compiled programs, each with the section it was made from
 //! ```
 //! Semantics are libseccomp's and runc's, checked against libseccomp in the tests: rules of one
-//! call are alternatives, conditions of one rule must all hold, calls newer than the profile fail
-//! with ENOSYS, calls through an architecture that is not listed kill.
+//! call are alternatives, conditions of one rule must all hold (but one that names an argument twice
+//! means "or"), a rule without conditions beats all others, calls newer than the profile fail with
+//! ENOSYS, calls through an architecture that is not listed kill. Where rules of one call contradict
+//! each other libseccomp's answer is an accident of its trees (some never end); here the first rule
+//! that matches decides.
 //!
 //! ```
 //! use knarr_seccomp::{Arch, Profile, compile};

@@ -8,7 +8,7 @@ use crate::{Arch, Error, Result, docker};
 /// A profile in Docker's JSON form (`--security-opt seccomp=FILE`), a superset of the OCI section.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(missing_docs, reason = "named and explained by the OCI specification")]
+#[expect(missing_docs, reason = "named and explained by the OCI specification")]
 pub struct Profile {
     pub default_action: SeccompAction,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +42,7 @@ pub struct ArchMap {
 /// A rule with its circumstances.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(missing_docs, reason = "named and explained by the OCI specification")]
+#[expect(missing_docs, reason = "named and explained by the OCI specification")]
 pub struct Rule {
     /// The calls. An old profile has one, as `name`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]

@@ -1,4 +1,5 @@
 //! What loading a filter costs, and that the kernel takes and obeys it.
+#![expect(clippy::unwrap_used, reason = "these are tests")]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,10 @@
 //! libseccomp as oracle: the same rules must give the same action for every call.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "these are tests"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -499,7 +505,7 @@ fn random_section(oracle: &Oracle, dice: &mut Dice, kind: Kind) -> Seccomp {
             .map(|_| match dice.below(4) {
                 0 => dice.next() % 64,
                 1 => dice.next() & 0xffff_ffff,
-                2 => dice.next() << 32 | dice.next() % 4,
+                2 => (dice.next() << 32) | (dice.next() % 4),
                 _ => dice.next(),
             })
             .chain([0, 1, u64::MAX, 1 << 32, 0xffff_ffff])

@@ -24,7 +24,7 @@ pub struct Instruction {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Flags(u32);
 
-#[allow(missing_docs, reason = "the names are seccomp(2)'s")]
+#[expect(missing_docs, reason = "the names are seccomp(2)'s")]
 impl Flags {
     pub const NONE: Self = Self(0);
     pub const TSYNC: Self = Self(1);
@@ -75,9 +75,14 @@ pub fn load(program: &[Instruction], flags: Flags) -> Result<Option<OwnedFd>> {
         filter: *const Instruction,
     }
     const SET_MODE_FILTER: libc::c_ulong = 1;
-    let len = u16::try_from(program.len())
-        .map_err(|_| Failure { call: "seccomp", errno: Errno::INVAL })?;
-    let fprog = Fprog { len, filter: program.as_ptr() };
+    let len = u16::try_from(program.len()).map_err(|_| Failure {
+        call: "seccomp",
+        errno: Errno::INVAL,
+    })?;
+    let fprog = Fprog {
+        len,
+        filter: program.as_ptr(),
+    };
     // SAFETY: `fprog` has the layout of struct sock_fprog and points to `len` instructions with
     // the layout of struct sock_filter; the kernel copies them before the call returns.
     let answer = unsafe {
@@ -95,7 +100,10 @@ pub fn load(program: &[Instruction], flags: Flags) -> Result<Option<OwnedFd>> {
         }
         Ok(0) => Ok(None),
         // With TSYNC a positive answer is the thread that could not follow.
-        Ok(thread) if thread > 0 => Err(Failure { call: "seccomp", errno: Errno::SRCH }),
+        Ok(thread) if thread > 0 => Err(Failure {
+            call: "seccomp",
+            errno: Errno::SRCH,
+        }),
         _ => Err(Failure::last("seccomp")),
     }
 }
