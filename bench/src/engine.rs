@@ -131,8 +131,15 @@ impl Engines {
                     "--log-level",
                     "error",
                 ]),
-                // Its default rlimits need CAP_SYS_RESOURCE.
-                extra: &["--network", "none", "--ulimit", "host"],
+                // Its default limits need CAP_SYS_RESOURCE where the host has lower ones.
+                extra: &[
+                    "--network",
+                    "none",
+                    "--ulimit",
+                    "nofile=1024:2048",
+                    "--ulimit",
+                    "nproc=4096:8192",
+                ],
             },
         ];
         let engines = Self { all, dockerd, dir };

@@ -43,12 +43,12 @@ fn a_container_lives_on_every_kind_of_cgroup() -> Result<()> {
     for (view, mounts) in VIEWS {
         let knarr = Knarr::with_busybox()?;
         let script = "$K run --rm busybox echo one; \
-             $K run -d --name c busybox sleep 100 >/dev/null; $K exec c echo two; \
-             $K pause c >/dev/null; $K inspect -f '{{.State.Status}}' c; $K unpause c >/dev/null; \
-             $K stats --no-stream --format '{{.Name}}' c; $K top c | grep -c 'sleep 100'; \
-             $K stop -t 0 c >/dev/null; $K inspect -f '{{.State.ExitCode}}' c; $K rm c";
+             $K run -d --name cc busybox sleep 100 >/dev/null; $K exec cc echo two; \
+             $K pause cc >/dev/null; $K inspect -f '{{.State.Status}}' cc; $K unpause cc >/dev/null; \
+             $K stats --no-stream --format '{{.Name}}' cc; $K top cc | grep -c 'sleep 100'; \
+             $K stop -t 0 cc >/dev/null; $K inspect -f '{{.State.ExitCode}}' cc; $K rm cc";
         let output = in_view(&knarr, mounts, script).map_err(|e| e.context(*view))?;
-        assert_eq!(output, "one\ntwo\npaused\nc\n1\n137\nc", "{view}");
+        assert_eq!(output, "one\ntwo\npaused\ncc\n1\n137\ncc", "{view}");
     }
     Ok(())
 }

@@ -119,11 +119,7 @@ fn basic_auth_is_asked_for_by_name() -> Result<()> {
     std::fs::write(home.join("config.json"), auths.to_string())?;
     knarr.env("HOME", text(home.parent().context("no home")?));
     let missing = knarr.run(["pull", &image])?;
-    assert!(
-        missing.stderr.contains("not found") || missing.stderr.contains("unknown"),
-        "{}",
-        missing.stderr
-    );
+    assert!(missing.stderr.contains("no tag 1"), "{}", missing.stderr);
     Ok(())
 }
 
@@ -187,7 +183,7 @@ fn import_makes_an_image_of_a_root_file_system() -> Result<()> {
         "--change",
         "CMD [\"echo\", \"imported\"]",
         "--change",
-        "ENV A=b c",
+        "ENV A=b",
         "-m",
         "by hand",
         text(&rootfs),
@@ -197,7 +193,7 @@ fn import_makes_an_image_of_a_root_file_system() -> Result<()> {
     assert_eq!(knarr.ok(["run", "--rm", "mine:1"])?, "imported");
     assert_eq!(
         knarr.ok(["inspect", "-f", "{{json .Config.Env}}", "mine:1"])?,
-        "[\"A=b c\"]"
+        "[\"A=b\"]"
     );
     assert_eq!(knarr.ok(["inspect", "-f", "{{.Id}}", "mine:1"])?, id);
     Ok(())

@@ -121,7 +121,7 @@ const CASES: &[(&str, Case)] = &[
         armed(
             knarr,
             point,
-            &["run", "--rm", "--name", "k", "busybox", "true"],
+            &["run", "--rm", "--name", "kk", "busybox", "true"],
         )
     }),
     ("run -d", |knarr, point| {
@@ -129,39 +129,39 @@ const CASES: &[(&str, Case)] = &[
             knarr,
             point,
             &[
-                "run", "-d", "--name", "k", "-v", "kv:/data", "busybox", "sleep", "30",
+                "run", "-d", "--name", "kk", "-v", "kv:/data", "busybox", "sleep", "30",
             ],
         )
     }),
     ("exec", |knarr, point| {
-        knarr.ok(["run", "-d", "--name", "k", "busybox", "sleep", "30"])?;
-        let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "k"])?;
-        armed(knarr, point, &["exec", "k", "true"])?;
+        knarr.ok(["run", "-d", "--name", "kk", "busybox", "sleep", "30"])?;
+        let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "kk"])?;
+        armed(knarr, point, &["exec", "kk", "true"])?;
         // What was alive stays alive, and serves the next.
         ensure!(
-            knarr.ok(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "k"])?
+            knarr.ok(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "kk"])?
                 == format!("running {pid}")
         );
-        ensure!(knarr.ok(["exec", "k", "echo", "again"])? == "again");
+        ensure!(knarr.ok(["exec", "kk", "echo", "again"])? == "again");
         Ok(())
     }),
     ("stop", |knarr, point| {
-        knarr.ok(["run", "-d", "--name", "k", "busybox", "sleep", "30"])?;
-        armed(knarr, point, &["stop", "-t", "0", "k"])?;
-        knarr.ok(["stop", "-t", "0", "k"])?;
-        ensure!(knarr.ok(["inspect", "-f", "{{.State.Status}}", "k"])? == "exited");
+        knarr.ok(["run", "-d", "--name", "kk", "busybox", "sleep", "30"])?;
+        armed(knarr, point, &["stop", "-t", "0", "kk"])?;
+        knarr.ok(["stop", "-t", "0", "kk"])?;
+        ensure!(knarr.ok(["inspect", "-f", "{{.State.Status}}", "kk"])? == "exited");
         Ok(())
     }),
     ("rm -f", |knarr, point| {
-        knarr.ok(["run", "-d", "--name", "k", "busybox", "sleep", "30"])?;
-        armed(knarr, point, &["rm", "-f", "k"])
+        knarr.ok(["run", "-d", "--name", "kk", "busybox", "sleep", "30"])?;
+        armed(knarr, point, &["rm", "-f", "kk"])
     }),
 ];
 
 /// One call on the object, then the machine is as before: nothing that nobody owns.
 fn nothing_left(knarr: &Knarr, clean: &BTreeSet<String>) -> Result<()> {
     // The object may have begun to exist or not; either way this call ends the matter.
-    let output = knarr.run(["rm", "-f", "-v", "k"])?;
+    let output = knarr.run(["rm", "-f", "-v", "kk"])?;
     ensure!(
         output.code == 0 || output.stderr.contains("o such container"),
         "rm -f said {output:?}"
@@ -188,13 +188,13 @@ fn a_killed_monitor_is_replaced_and_the_container_lives() -> Result<()> {
         "run",
         "-d",
         "--name",
-        "k",
+        "kk",
         "busybox",
         "sh",
         "-c",
         "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done",
     ])?;
-    let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "k"])?;
+    let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "kk"])?;
     let monitor = monitor_of(&knarr, &id)?;
     rustix::process::kill_process(monitor, rustix::process::Signal::KILL)?;
     eventually(Duration::from_secs(5), "the monitor is dead", || {
@@ -203,26 +203,26 @@ fn a_killed_monitor_is_replaced_and_the_container_lives() -> Result<()> {
         (stat.is_empty() || stat.contains(") Z ")).then_some(())
     });
     assert_eq!(
-        knarr.ok(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "k"])?,
+        knarr.ok(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "kk"])?,
         format!("running {pid}")
     );
     assert!(knarr.ok(["ps"])?.contains("Up "));
-    let seen = knarr.ok(["logs", "k"])?.lines().count();
+    let seen = knarr.ok(["logs", "kk"])?.lines().count();
     eventually(Duration::from_secs(10), "logs go on", || {
-        (knarr.ok(["logs", "k"]).ok()?.lines().count() > seen + 3).then_some(())
+        (knarr.ok(["logs", "kk"]).ok()?.lines().count() > seen + 3).then_some(())
     });
-    assert_eq!(knarr.ok(["exec", "k", "echo", "in"])?, "in");
-    knarr.ok(["stop", "-t", "0", "k"])?;
+    assert_eq!(knarr.ok(["exec", "kk", "echo", "in"])?, "in");
+    knarr.ok(["stop", "-t", "0", "kk"])?;
     assert_eq!(
         knarr.ok([
             "inspect",
             "-f",
             "{{.State.Status}} {{.State.ExitCode}}",
-            "k"
+            "kk"
         ])?,
         "exited 137"
     );
-    knarr.ok(["rm", "k"])?;
+    knarr.ok(["rm", "kk"])?;
     Ok(())
 }
 

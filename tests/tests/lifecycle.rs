@@ -218,11 +218,11 @@ fn logs_are_dockers_lines_bounded_and_followable() -> Result<()> {
         "busybox",
         "sh",
         "-c",
-        "echo one; echo two >&2; printf three; exec sleep 100",
+        "echo one; echo two >&2; echo three; exec sleep 100",
     ])?;
     eventually(SOON, "three lines", || {
         let output = knarr.run(["logs", "web"]).ok()?;
-        (output.stdout == "one\nthree" && output.stderr == "two\n").then_some(())
+        (output.stdout == "one\nthree\n" && output.stderr == "two\n").then_some(())
     });
     assert_eq!(knarr.ok(["logs", "--tail", "1", "web"])?, "three");
     let stamped = knarr.ok(["logs", "-t", "--tail", "all", "web"])?;
