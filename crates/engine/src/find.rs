@@ -134,15 +134,13 @@ impl Engine {
         let run = self.settings().run_dir(id);
         let path = run.join("lock");
         let start = Instant::now();
+        let mut patience = Duration::ZERO;
         loop {
             if !self.exists(id) {
                 self.undo(id)?;
                 return self.not_found(id.as_str());
             }
             knarr_fs::create_dir_all(&run)?;
-            // While another one works on it: look again now and then whether that one has become
-            // its monitor, or gone.
-            let patience = Duration::from_millis(if start.elapsed().is_zero() { 0 } else { 20 });
             match Lock::exclusive_within(&path, patience) {
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error.into()),
@@ -152,6 +150,9 @@ impl Engine {
             if Connection::open(&run).is_ok() {
                 return Ok(Found::Running(self.state(id)?));
             }
+            // Another one works on it: look again now and then whether that one has become its
+            // monitor, or gone.
+            patience = Duration::from_millis(20);
             if start.elapsed() > PATIENCE {
                 return Err(Error::conflict(
                     format!(
