@@ -274,7 +274,11 @@ impl Engine {
     fn make_volumes(&self, id: &ContainerId, draft: &mut Draft) -> Result<Option<Lock>> {
         let settings = self.settings();
         let volumes = |wanted: &&mut Wanted| wanted.mount.kind == MountKind::Volume;
-        if draft.mounts.iter_mut().filter(volumes).next().is_none() {
+        if !draft
+            .mounts
+            .iter()
+            .any(|wanted| wanted.mount.kind == MountKind::Volume)
+        {
             return Ok(None);
         }
         let hold = volume::hold(settings)?;

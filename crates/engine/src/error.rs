@@ -131,8 +131,8 @@ pub enum Error {
     #[error(transparent)]
     Fs(#[from] knarr_fs::Error),
     /// An image operation.
-    #[error(transparent)]
-    Image(#[from] knarr_image::Error),
+    #[error("{0}")]
+    Image(#[source] Box<knarr_image::Error>),
     /// A layer operation.
     #[error(transparent)]
     Layer(#[from] knarr_layer::Error),
@@ -187,13 +187,19 @@ impl Error {
     fn inner(&self) -> Option<&dyn Explain> {
         match self {
             Self::Fs(error) => Some(error),
-            Self::Image(error) => Some(error),
+            Self::Image(error) => Some(&**error),
             Self::Layer(error) => Some(error),
             Self::Cgroup(error) => Some(error),
             Self::Seccomp(error) => Some(error),
             Self::Monitor(error) => Some(error),
             _ => None,
         }
+    }
+}
+
+impl From<knarr_image::Error> for Error {
+    fn from(error: knarr_image::Error) -> Self {
+        Self::Image(Box::new(error))
     }
 }
 
@@ -293,6 +299,7 @@ impl Explain for Error {
         match self {
             Self::Told(report) => (**report).clone(),
             Self::Monitor(error) => error.report(),
+            Self::Image(error) => error.report(),
             _ => {
                 let mut because = Vec::new();
                 let mut source = std::error::Error::source(self);

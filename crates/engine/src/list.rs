@@ -40,7 +40,7 @@ pub struct Listing {
 /// Docker's states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the names are Docker's")]
+#[expect(missing_docs, reason = "the names are Docker's")]
 pub enum Status {
     Created,
     Running,
