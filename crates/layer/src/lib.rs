@@ -17,6 +17,16 @@
 //! the chain ID. What such a layer takes from lower ones (a folder's metadata, a linked file's data)
 //! is copied into its index, so that every layer is mounted from its own two files.
 //!
+//! And how they become a container's root: a [`Rootfs`] says what it is made of, [`mount`] makes it,
+//! detached, from what a [`Driver`] shows of each layer. A layer has one superblock per host, which
+//! later starts clone from whoever holds it:
+//!
+//! ```text
+//! <run>/layers/<id>/holders/<pid>.<fd>    a symlink: this process lends the layer's mount
+//! <run>/layers/<id>/lock                  held while somebody mounts it
+//! <run>/driver                            which driver works here, found out once per boot
+//! ```
+//!
 //! It never decompresses, never talks to a network, never decides which layers an image has, and
 //! never lets a member's path lead anywhere: members become nodes of an in-memory tree, not files.
 //!

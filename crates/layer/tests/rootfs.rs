@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use fixture::{World, inside, root};
-use knarr_layer::{Base, Driver, IdMap, LayerPaths, Rootfs, mount, sweep_holders};
+use knarr_layer::{Base, Driver, IdMap, LayerPaths, Rootfs, Upper, mount, sweep_holders};
 
 fn three_layers(world: &World) -> Vec<LayerPaths> {
     let mut layers = Vec::new();
@@ -435,10 +435,71 @@ fn be_a_holder() {
         return;
     };
     let (rootfs, run_root): (Rootfs, std::path::PathBuf) = serde_json::from_str(&text).unwrap();
+    if let Base::Layers { driver, layers } = &rootfs.base {
+        let store = knarr_layer::Store::open(&run_root.parent().unwrap().join("data"));
+        for layer in layers {
+            driver.snapshotter().prepare(&store, &layer.id).unwrap();
+        }
+    }
     let mounted = mount(&rootfs, &run_root).unwrap();
     println!("holding");
     std::io::stdin().read_line(&mut String::new()).unwrap();
     drop(mounted);
+}
+
+#[test]
+fn a_kill_at_any_point_leaves_what_the_next_start_uses_or_removes() {
+    if !root("a_kill_at_any_point_leaves_what_the_next_start_uses_or_removes") {
+        return;
+    }
+    for point in ["layer.unpacked", "layer.mounted", "layer.upper"] {
+        let world = World::new();
+        let layers = three_layers(&world);
+        let driver = match point {
+            "layer.unpacked" => Driver::Overlay,
+            _ => Driver::Erofs,
+        };
+        // Only the killed process has prepared the layers so far.
+        let mut rootfs = world.rootfs(driver, &[], "c");
+        rootfs.base = Base::Layers {
+            driver,
+            layers: layers.clone(),
+        };
+        let killed = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "be_a_holder", "--nocapture"])
+            .env(
+                HOLD,
+                serde_json::to_string(&(&rootfs, world.run())).unwrap(),
+            )
+            .env("KNARR_FAILPOINT", point)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        let signal = std::os::unix::process::ExitStatusExt::signal(&killed);
+        assert_eq!(signal, Some(9), "{point}");
+        world.rootfs(driver, &layers, "c");
+        let mounted = mount(&rootfs, &world.run()).unwrap();
+        assert_eq!(
+            names(&inside(&mounted.root, "")),
+            ["etc", "large", "link", "top"]
+        );
+        let stat = std::fs::metadata(inside(&mounted.root, "")).unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.gid()), (0o711, 7), "{point}");
+        assert_eq!(
+            names(&world.path("containers/c")),
+            ["upper", "work"],
+            "{point}"
+        );
+        for layer in &layers {
+            let left = names(&layer.folder);
+            let left: Vec<_> = left
+                .iter()
+                .filter(|name| name.starts_with(".tmp"))
+                .collect();
+            assert!(left.is_empty(), "{point} {left:?}");
+        }
+    }
 }
 
 fn devices(mounted: &knarr_layer::Mounted) -> Vec<u64> {
@@ -541,12 +602,16 @@ fn how_long_mounting_takes() {
         });
         many.push(layer);
     }
-    let time = |what: &str, mut action: Box<dyn FnMut(usize) + '_>| {
+    let shm = knarr_fs::TempDir::new_in(Path::new("/dev/shm/knarr-layer-tests")).unwrap();
+    // The making alone: taking back is the kernel's, and a later start's, business.
+    let time = |what: &str, make: &dyn Fn(usize) -> Box<dyn std::any::Any>| {
         let mut times: Vec<_> = (0..200)
             .map(|number| {
                 let start = std::time::Instant::now();
-                action(number);
-                start.elapsed().as_nanos() / 1000
+                let made = make(number);
+                let taken = start.elapsed().as_nanos() / 1000;
+                drop(made);
+                taken
             })
             .collect();
         times.sort_unstable();
@@ -554,13 +619,28 @@ fn how_long_mounting_takes() {
     };
     for driver in Driver::ALL {
         for (what, layers) in [("1 layer", &layers[..1]), ("20 layers", &many[..])] {
-            let rootfs = |number| world.rootfs(driver, layers, &format!("{driver}{what}{number}"));
-            let rootfs: Vec<_> = (0..200).map(rootfs).collect();
-            let run = world.run();
-            let mounts = |number: usize| drop(mount(&rootfs[number], &run).unwrap());
-            time(&format!("{driver}, {what}, first"), Box::new(mounts));
-            let held = mount(&rootfs[0], &run).unwrap();
-            time(&format!("{driver}, {what}, again"), Box::new(mounts));
+            // As `run --rm` has it: the container's folder on a tmpfs.
+            let rootfs = |number| {
+                let container = shm.path().join(format!("{driver}{what}{number}"));
+                std::fs::create_dir(&container).unwrap();
+                Rootfs {
+                    volatile: true,
+                    upper: Some(Upper {
+                        upper: container.join("upper"),
+                        work: container.join("work"),
+                    }),
+                    ..world.rootfs(driver, layers, "c")
+                }
+            };
+            let rootfs: Vec<_> = (0..401).map(rootfs).collect();
+            let run = shm.path().join("run");
+            let alone = |number: usize| -> Box<dyn std::any::Any> {
+                Box::new(mount(&rootfs[number], &run).unwrap())
+            };
+            let shared = |number: usize| alone(number + 200);
+            time(&format!("{driver}, {what}, nobody holds it"), &alone);
+            let held = mount(&rootfs[400], &run).unwrap();
+            time(&format!("{driver}, {what}, cloned"), &shared);
             drop(held);
         }
     }
@@ -571,10 +651,7 @@ fn how_long_mounting_takes() {
         idmap: Some(IdMap::shifted(100_000, 65_536)),
     };
     let run = world.run();
-    time("@host", Box::new(|_| drop(mount(&host, &run).unwrap())));
+    time("@host", &|_| Box::new(mount(&host, &run).unwrap()));
     let map = IdMap::shifted(100_000, 65_536);
-    time(
-        "userns",
-        Box::new(|_| drop(knarr_layer::userns(&map).unwrap())),
-    );
+    time("userns", &|_| Box::new(knarr_layer::userns(&map).unwrap()));
 }
