@@ -20,6 +20,8 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
     let start = Instant::now();
     shell::build_binaries()?;
     println!("binaries built in {} s", start.elapsed().as_secs());
+    make_fixtures()?;
+    println!("fixtures made after {} s", start.elapsed().as_secs());
     let totals = cargo_test(filter, &[])?;
     println!("tests took {} s, build included", start.elapsed().as_secs());
     for skip in &totals.skips {
@@ -53,6 +55,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
 /// Renews golden files.
 pub(crate) fn bless() -> Result<()> {
     shell::build_binaries()?;
+    make_fixtures()?;
     let totals = cargo_test(&[], &[("KNARR_BLESS", "1")])?;
     ensure!(
         totals.success,
@@ -60,6 +63,23 @@ pub(crate) fn bless() -> Result<()> {
     );
     println!("golden files renewed: read `git diff` before committing");
     Ok(())
+}
+
+/// The images that tests stand on, made from packages once.
+fn make_fixtures() -> Result<()> {
+    shell::cargo(
+        &[
+            "run",
+            "--quiet",
+            "--release",
+            "--package",
+            "knarr-testkit",
+            "--example",
+            "demo-registry",
+            "--",
+        ],
+        &["--make-only"],
+    )
 }
 
 #[derive(Default)]
@@ -77,6 +97,10 @@ fn cargo_test(filter: &[&str], env: &[(&str, &str)]) -> Result<Totals> {
         .args(filter)
         .args(["--", "--show-output"])
         .envs(env.iter().copied())
+        .env(
+            "KNARR_TEST_DEBIAN_TAR",
+            shell::workspace().join("target/fixtures/debian-rootfs.tar"),
+        )
         .current_dir(shell::workspace())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
