@@ -8,6 +8,8 @@ mod copy;
 mod create;
 mod diff;
 mod exec;
+#[cfg(test)]
+mod golden;
 mod images;
 mod import;
 mod info;

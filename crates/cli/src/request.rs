@@ -243,6 +243,13 @@ fn host(line: &Parsed) -> Result<HostConfig> {
             "invalid value: {text}. Valid memory swappiness range is 0-100"
         )));
     }
+    if !matches!(line.text("volume-driver"), "" | "local") {
+        let driver = line.text("volume-driver");
+        return Err(not_served(
+            &format!("--volume-driver {driver}"),
+            "volumes are folders; there is the driver `local`",
+        ));
+    }
     let mut dns_options = line.list("dns-option");
     dns_options.extend(line.list("dns-opt"));
     Ok(HostConfig {

@@ -86,6 +86,35 @@ mod tests {
         assert!(detach_keys("ctrl-1").is_err() && detach_keys("ab").is_err());
     }
 
+    fn terminal() -> (rustix::fd::OwnedFd, rustix::fd::OwnedFd) {
+        use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let user = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        (master, user)
+    }
+
+    #[test]
+    fn a_terminal_is_raw_until_the_guard_is_dropped_even_by_a_panic() {
+        use rustix::termios::LocalModes;
+        let (_master, user) = terminal();
+        let cooked = || {
+            let modes = tcgetattr(&user).unwrap().local_modes;
+            modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+        };
+        assert!(cooked());
+        let raw = Raw::enter(user.as_fd()).unwrap();
+        assert!(!cooked());
+        drop(raw);
+        assert!(cooked());
+        let panicked = std::panic::catch_unwind(|| {
+            let _raw = Raw::enter(user.as_fd()).unwrap();
+            panic!("in the middle of it");
+        });
+        assert!(panicked.is_err() && cooked());
+    }
+
     #[test]
     fn what_is_no_terminal_is_left_alone() {
         let (read, _write) = rustix::pipe::pipe().unwrap();

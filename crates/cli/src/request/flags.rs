@@ -291,7 +291,7 @@ pub(crate) const CREATE: &[Flag] = &[
     Flag::with("userns", "string", "User namespace to use (host|auto)"),
     Flag::with("uts", "string", "UTS namespace to use"),
     Flag::with("volume", "list", "Bind mount a volume").short('v'),
-    Flag::with("volume-driver", "string", "").refused("volumes are folders; there are no drivers"),
+    Flag::with("volume-driver", "string", "").hidden(),
     Flag::with(
         "volumes-from",
         "list",
