@@ -70,7 +70,9 @@ impl Child {
     fn sleeping() -> Result<Self> {
         let mut pidfd: RawFd = -1;
         let mut args = libc::clone_args {
-            flags: (libc::CLONE_NEWUSER | libc::CLONE_PIDFD).unsigned_abs().into(),
+            flags: (libc::CLONE_NEWUSER | libc::CLONE_PIDFD)
+                .unsigned_abs()
+                .into(),
             pidfd: (&raw mut pidfd).addr() as u64,
             child_tid: 0,
             parent_tid: 0,
@@ -135,8 +137,7 @@ impl Drop for Child {
         let options = libc::WEXITED | libc::__WALL;
         loop {
             // SAFETY: a null siginfo is allowed (waitid(2), "Linux").
-            let waited =
-                unsafe { libc::waitid(libc::P_PIDFD, id, std::ptr::null_mut(), options) };
+            let waited = unsafe { libc::waitid(libc::P_PIDFD, id, std::ptr::null_mut(), options) };
             if waited == 0 || Failure::last("waitid").errno != Errno::INTR {
                 break;
             }
