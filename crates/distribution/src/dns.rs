@@ -363,12 +363,12 @@ mod tests {
     fn answer(query: &[u8], flags: [u8; 2], records: &[(u16, &[u8])]) -> Vec<u8> {
         let mut message = query.to_vec();
         message[2..4].copy_from_slice(&flags);
-        message[7] = records.len() as u8;
+        message[7] = records.len().try_into().unwrap();
         for (kind, data) in records {
             message.extend([0xc0, 12]);
             message.extend(kind.to_be_bytes());
             message.extend([0, 1, 0, 0, 0, 60]);
-            message.extend((data.len() as u16).to_be_bytes());
+            message.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
             message.extend(*data);
         }
         message
@@ -443,7 +443,10 @@ mod tests {
                     let is_a = query[query.len() - 3] == 1;
                     let records: &[(u16, &[u8])] = if is_a { &[(A, &[10, 0, 0, 9])] } else { &[] };
                     let reply = answer(&query, [0x81, 0x80], records);
-                    stream.write_u16(reply.len() as u16).await.unwrap();
+                    stream
+                        .write_u16(reply.len().try_into().unwrap())
+                        .await
+                        .unwrap();
                     stream.write_all(&reply).await.unwrap();
                 }
             });

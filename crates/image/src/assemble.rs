@@ -106,7 +106,7 @@ impl Drop for Claim {
 /// What a thread made of a layer.
 enum Made {
     /// All its bytes are in; they wait for the layers below. The claim ends when it is published.
-    Taken(Ingest, Option<Claim>),
+    Taken(Box<Ingest>, Option<Claim>),
     /// Somebody else had just brought it.
     Present(Layer),
 }
@@ -222,7 +222,7 @@ impl Context<'_> {
         let ingest = provider.provide(worker, job, stop, &take)?;
         self.tell(job, LayerState::Received);
         unpublished.fetch_add(1, Ordering::Relaxed);
-        Ok(Made::Taken(ingest, claim))
+        Ok(Made::Taken(Box::new(ingest), claim))
     }
 
     /// Waits while another pull or load brings the same layer. `None` when waiting longer could be
@@ -297,7 +297,7 @@ impl Context<'_> {
         made: &Receiver<(Wanted, Result<Made>)>,
         unpublished: &AtomicUsize,
     ) -> Result<Assembled> {
-        let mut taken: HashMap<Digest, (Ingest, Option<Claim>)> = HashMap::new();
+        let mut taken: HashMap<Digest, (Box<Ingest>, Option<Claim>)> = HashMap::new();
         let mut done = Assembled::default();
         for layer in wanted {
             let parents = done.ids();
@@ -309,7 +309,6 @@ impl Context<'_> {
                     let published = ingest
                         .finish(&parents)
                         .map_err(|cause| self.failed(layer, cause))?;
-                    failpoint!("layer.published");
                     unpublished.fetch_sub(1, Ordering::Relaxed);
                     drop(claim);
                     self.tell(layer, LayerState::Complete);

@@ -244,7 +244,7 @@ pub enum Error {
         name: String,
         /// Why.
         #[source]
-        cause: knarr_distribution::Error,
+        cause: Box<knarr_distribution::Error>,
     },
     /// A file operation failed.
     #[error("cannot access the image store")]

@@ -41,6 +41,7 @@ impl Store {
             change::apply(&mut execution, instruction)?;
         }
         let _lease = self.blobs.lease()?;
+        self.layers.sweep()?;
         let mut file;
         let stream: &mut dyn Read = match source {
             Source::Path(path) => {

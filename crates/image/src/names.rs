@@ -82,13 +82,21 @@ impl Names {
     }
 
     /// Takes a name away, and the folders that only it had.
-    pub(crate) fn remove(&self, _lock: &Lock, name: &Reference) -> Result<()> {
+    pub(crate) fn remove(
+        &self,
+        _lock: &Lock,
+        name: &Reference,
+        durability: Durability,
+    ) -> Result<()> {
         let path = self.path(name);
         knarr_fs::remove_file(&path)?;
         for folder in path.ancestors().skip(1) {
             if folder == self.root || std::fs::remove_dir(folder).is_err() {
                 // Not empty, or not made by us: it stays.
-                return Ok(knarr_fs::sync_dir(folder)?);
+                if durability == Durability::Durable {
+                    knarr_fs::sync_dir(folder)?;
+                }
+                break;
             }
         }
         Ok(())

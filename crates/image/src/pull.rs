@@ -36,9 +36,10 @@ impl Store {
         let name = reference.familiar();
         let pulling = |cause| Error::Pull {
             name: name.clone(),
-            cause,
+            cause: Box::new(cause),
         };
         let _lease = self.blobs.lease()?;
+        self.layers.sweep()?;
         let client = Client::new(options.registry.clone())
             .on_retry(|why| progress.event(&Event::Retrying(why.to_owned())));
         let session = client.session().map_err(pulling)?;
@@ -173,7 +174,7 @@ impl Registry<'_> {
     fn failed(&self, cause: knarr_distribution::Error) -> Error {
         Error::Pull {
             name: self.name.to_owned(),
-            cause,
+            cause: Box::new(cause),
         }
     }
 }

@@ -172,21 +172,24 @@ impl Records {
         }
     }
 
-    /// Hides the image: its layers stay for the containers that have them.
+    /// Hides the image, durably: the one step of a removal that cannot be taken back. Its layers
+    /// stay for the containers that have them.
     pub(crate) fn hide(&self, _lock: &Lock, id: ImageId) -> Result<()> {
-        let path = self.folder(id).join(REMOVED);
-        Ok(knarr_fs::write_atomic(&path, b"", Durability::Durable)?)
+        let folder = self.folder(id);
+        // An empty file has no data to sync, only its name.
+        knarr_fs::write_atomic(&folder.join(REMOVED), b"", Durability::Volatile)?;
+        Ok(knarr_fs::sync_dir(&folder)?)
     }
 
     pub(crate) fn is_hidden(&self, id: ImageId) -> bool {
         self.folder(id).join(REMOVED).exists()
     }
 
-    /// Throws the image away; who waits for its lock then finds nothing.
+    /// Throws a hidden image away; who waits for its lock then finds nothing.
     pub(crate) fn remove(&self, _lock: Lock, id: ImageId, trash: &knarr_fs::Trash) -> Result<()> {
         trash.throw(&self.folder(id))?;
         failpoint!("image.removed");
-        Ok(knarr_fs::sync_dir(&self.root)?)
+        Ok(())
     }
 
     /// Removes what killed writers left, when nobody writes.

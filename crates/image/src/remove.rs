@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use knarr_fs::{Lock, failpoint};
+use knarr_fs::{Durability, Lock, failpoint};
 use knarr_spec::Reference;
 
 use crate::assemble::lock_path;
@@ -106,7 +106,7 @@ impl Store {
                 if stays {
                     let names_lock = self.names.lock()?;
                     for name in &gone {
-                        self.names.remove(&names_lock, name)?;
+                        self.names.remove(&names_lock, name, Durability::Durable)?;
                     }
                     report.extend(gone.into_iter().map(Removed::Untagged));
                     return Ok(report);
@@ -152,12 +152,13 @@ impl Store {
         Ok(report)
     }
 
-    /// Takes all names from an image.
+    /// Takes all names from an image that is hidden. Whoever finds it after a power cut does this
+    /// again, so nothing is synced.
     pub(crate) fn remove_names(&self, id: ImageId) -> Result<()> {
         let lock = self.names.lock()?;
         let all = self.names.all()?;
         for name in all.of(id) {
-            self.names.remove(&lock, name)?;
+            self.names.remove(&lock, name, Durability::Volatile)?;
         }
         failpoint!("image.unnamed");
         Ok(())
@@ -282,7 +283,7 @@ impl Store {
             return Err(error);
         };
         let lock = self.names.lock()?;
-        self.names.remove(&lock, &name)?;
+        self.names.remove(&lock, &name, Durability::Durable)?;
         Ok(vec![Removed::Untagged(name)])
     }
 }

@@ -1,4 +1,5 @@
 //! Pulling from registries that behave, and from those that do not.
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the message")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Names come and go, images with their last name, layers with their last image.
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the message")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! https registries: a good certificate is enough, a bad one never is.
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the message")]
 
 mod support;
 

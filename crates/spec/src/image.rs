@@ -32,9 +32,17 @@ pub struct Descriptor {
     pub media_type: String,
     pub digest: Digest,
     pub size: u64,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_default"
+    )]
     pub urls: Vec<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default"
+    )]
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -49,8 +57,13 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     pub config: Descriptor,
+    #[serde(default, deserialize_with = "null_as_default")]
     pub layers: Vec<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -62,8 +75,13 @@ pub struct Index {
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -85,6 +103,7 @@ pub struct ImageConfig {
     pub os: String,
     #[serde(deserialize_with = "null_as_default")]
     pub config: ExecutionConfig,
+    #[serde(deserialize_with = "null_as_default")]
     pub rootfs: RootFs,
     #[serde(
         skip_serializing_if = "Vec::is_empty",
@@ -134,8 +153,9 @@ pub struct ExecutionConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named and explained by the specification")]
 pub struct RootFs {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub kind: String,
+    #[serde(default, deserialize_with = "null_as_default")]
     pub diff_ids: Vec<Digest>,
 }
 
@@ -165,10 +185,34 @@ pub struct History {
     pub empty_layer: bool,
 }
 
+/// Go writes an empty list or map as `null`.
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_go_writes_as_null_is_empty() {
+        let hex = "a".repeat(64);
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"x","digest":"sha256:{hex}","size":1,"urls":null}},"layers":null,"annotations":null}}"#
+        );
+        let manifest: Manifest = serde_json::from_str(&manifest).unwrap();
+        assert!(manifest.layers.is_empty());
+        let config = r#"{"architecture":"amd64","os":"linux","config":null,"rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
+        let config: ImageConfig = serde_json::from_str(config).unwrap();
+        assert!(config.rootfs.diff_ids.is_empty());
+        let config: ImageConfig = serde_json::from_str(
+            r#"{"config":{"Env":null,"Cmd":null,"Labels":null,"User":null,"Unknown":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.config, ExecutionConfig::default());
+    }
 }

@@ -2,7 +2,9 @@
 #![allow(
     dead_code,
     clippy::allow_attributes,
-    reason = "each test program uses a part of it"
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "each test program uses a part of it, and in tests a panic is the message"
 )]
 
 pub(crate) mod registry;
