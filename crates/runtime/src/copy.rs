@@ -6,7 +6,6 @@ use std::path::Path;
 
 use knarr_fs::{Error, Result, Root};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
-use rustix::io::Errno;
 
 /// Copies everything in `from` into the directory `to`, with owners, modes and times. Devices and
 /// sockets are left out.
@@ -18,7 +17,11 @@ pub(crate) fn tree(from: &Root, to: &OwnedFd) -> Result<()> {
         Mode::empty(),
     )?;
     let stat = rustix::fs::fstat(&dir).map_err(Error::of("stat", "fstat", &shown))?;
-    let error = |errno| Error::of("copy", "copy", &shown)(errno);
+    let error = |errno| Error::of("copy", "openat", &shown)(errno);
+    // A fresh mount's descriptor is O_PATH.
+    let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let to = &rustix::fs::openat(to, c".", folder, Mode::empty()).map_err(error)?;
+    let error = |errno| Error::of("copy", "fchown", &shown)(errno);
     rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(error)?;
     rustix::fs::fchown(to, Some(uid(&stat)), Some(gid(&stat))).map_err(error)?;
     entries(dir, to.as_fd(), &shown)
@@ -92,16 +95,10 @@ fn one(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, shown: &Path) -> R
         AtFlags::SYMLINK_NOFOLLOW,
     )
     .map_err(error("fchownat"))?;
-    // A change of owner drops set-id bits, so the mode comes last.
-    match rustix::fs::chmodat(to, name, mode, AtFlags::SYMLINK_NOFOLLOW) {
-        // A link has no mode of its own.
-        Ok(()) | Err(Errno::OPNOTSUPP) => {}
-        Err(Errno::NOSYS) => {
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-                rustix::fs::chmodat(to, name, mode, AtFlags::empty()).map_err(error("fchmodat"))?;
-            }
-        }
-        Err(errno) => return Err(error("fchmodat")(errno)),
+    // A change of owner drops set-id bits, so the mode comes last; a link has none. Nobody else sees
+    // the target yet, so its name can be followed.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        rustix::fs::chmodat(to, name, mode, AtFlags::empty()).map_err(error("fchmodat"))?;
     }
     let times = Timestamps {
         last_access: Timespec {

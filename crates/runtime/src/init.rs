@@ -8,14 +8,14 @@ use std::os::fd::BorrowedFd;
 use knarr_sys::Failure;
 use knarr_sys::child::{Parent, close_all_from, fork, kill, wait_signal};
 use knarr_sys::clone::Namespaces;
-use knarr_sys::process::{SignalSet, reset_signals, set_signal_mask};
+use knarr_sys::process::{SignalSet, exit_now, reset_signals, set_signal_mask};
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::child::execute;
 use crate::prepare::Prepared;
 use crate::step::{Fault, Step};
 
-/// Forks the program and stays. The answer is the exit code of pid 1.
+/// Forks the program, stays, and ends with it. Comes back only with what failed before.
 pub(crate) fn run(process: &Prepared, socket: BorrowedFd<'_>) -> Result<i32, Fault> {
     let at = Fault::at(Step::Fork);
     let signals = SignalSet::full();
@@ -24,13 +24,15 @@ pub(crate) fn run(process: &Prepared, socket: BorrowedFd<'_>) -> Result<i32, Fau
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(Failure::of("prctl"))
         .map_err(&at)?;
-    let (program, _pidfd) = fork(Namespaces::NONE, None, Parent::Caller, || {
+    let (program, pidfd) = fork(Namespaces::NONE, None, Parent::Caller, || {
         program(process, socket)
     })
     .map_err(&at)?;
-    // From here on the socket is the program's: it closes by its exec.
+    // From here on the socket is the program's: it closes by its exec. No owner of a descriptor is
+    // dropped any more.
+    std::mem::forget(pidfd);
     close_all_from(0).map_err(&at)?;
-    Ok(stay(program, &signals))
+    exit_now(stay(program, &signals))
 }
 
 /// The program's side.
@@ -70,7 +72,7 @@ fn stay(program: Pid, signals: &SignalSet) -> i32 {
 /// Reaps all that ended; the program's code if it did.
 fn reap(program: Pid) -> Option<i32> {
     let mut code = None;
-    while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
         if pid == program {
             code = status
                 .exit_status()

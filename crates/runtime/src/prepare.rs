@@ -575,7 +575,10 @@ pub(crate) fn process(process: &ProcessPlan, root: &Root) -> Result<Prepared> {
         groups: groups.into_iter().map(Gid::from_raw).collect(),
         umask: Mode::from_raw_mode(process.umask.unwrap_or(0o022)),
         terminal: process.terminal,
-        capabilities: process.capabilities.as_ref().map(capabilities),
+        capabilities: process.capabilities.as_ref().map(|sets| {
+            let looked_up = matches!(process.user, UserPlan::Lookup { .. });
+            capabilities(sets, looked_up && uid != 0)
+        }),
         rlimits: process
             .rlimits
             .iter()
@@ -620,7 +623,9 @@ pub(crate) fn candidates(program: &str, env: &[String]) -> Vec<String> {
         .collect()
 }
 
-fn capabilities(sets: &crate::CapabilitySets) -> Capabilities {
+/// `unprivileged`: a user that is not root has none but the ambient ones, as if it had come by
+/// execve; whoever planned could not know who it would be.
+fn capabilities(sets: &crate::CapabilitySets, unprivileged: bool) -> Capabilities {
     let set = |list: &[Capability]| {
         CapabilitySet::from_bits_retain(list.iter().fold(0, |bits, one| bits | one.bit()))
     };
@@ -631,8 +636,8 @@ fn capabilities(sets: &crate::CapabilitySets) -> Capabilities {
             .map(single)
             .collect(),
         sets: CapabilitySets {
-            effective: set(&sets.effective),
-            permitted: set(&sets.permitted),
+            effective: set(if unprivileged { &sets.ambient } else { &sets.effective }),
+            permitted: set(if unprivileged { &sets.ambient } else { &sets.permitted }),
             inheritable: set(&sets.inheritable),
         },
         ambient: sets.ambient.iter().copied().map(single).collect(),
