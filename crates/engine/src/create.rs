@@ -295,7 +295,13 @@ impl Engine {
         }
         for wanted in draft.mounts.iter_mut().filter(volumes) {
             let mount = &mut wanted.mount;
-            let made = volume::ensure(settings, &mount.name, &wanted.labels, mount.anonymous)?;
+            let made = volume::ensure(
+                settings,
+                id.as_str(),
+                &mount.name,
+                &wanted.labels,
+                mount.anonymous,
+            )?;
             mount.source = text(&made.mountpoint)?;
         }
         Ok(Some(hold))

@@ -23,6 +23,9 @@ pub(crate) struct Intent {
     pub(crate) removing: bool,
     /// Volumes that go with it.
     pub(crate) volumes: Vec<String>,
+    /// A rename: the name before and the one after. Which of them counts, the record says.
+    #[serde(default)]
+    pub(crate) names: Vec<ContainerName>,
 }
 
 /// A container as an operation finds it.
@@ -148,6 +151,9 @@ impl Engine {
                 Ok(None) => {}
             }
             if Connection::open(&run).is_ok() {
+                if run.join(INTENT).exists() {
+                    self.finish_rename(id)?;
+                }
                 return Ok(Found::Running(self.state(id)?));
             }
             // Another one works on it: look again now and then whether that one has become its
@@ -178,7 +184,7 @@ impl Engine {
                 self.undo_locked(id, lock)?;
                 return self.not_found(id.as_str());
             }
-            knarr_fs::remove_file(&run.join(INTENT))?;
+            self.finish_rename(id)?;
         }
         let observed = client::observe(&run)?;
         if observed.as_ref().is_some_and(|observed| observed.alive) {
@@ -206,7 +212,7 @@ impl Engine {
         Ok(Found::Running(self.state(id)?))
     }
 
-    fn intent(&self, id: &ContainerId) -> Result<Option<Intent>> {
+    pub(crate) fn intent(&self, id: &ContainerId) -> Result<Option<Intent>> {
         let path = self.settings().run_dir(id).join(INTENT);
         match knarr_fs::read(&path) {
             Err(error) if error.is_not_found() => Ok(None),
@@ -227,6 +233,36 @@ impl Engine {
             &bytes,
             knarr_fs::Durability::Volatile,
         )?)
+    }
+
+    /// Finishes a rename that was cut short (or forgets a creation that went well); one that is
+    /// under way is left alone.
+    fn finish_rename(&self, id: &ContainerId) -> Result<()> {
+        let run = self.settings().run_dir(id);
+        let Some(_alone) = Lock::try_exclusive(&run.join("rename.lock"))? else {
+            return Ok(());
+        };
+        let Some(intent) = self.intent(id)? else {
+            return Ok(());
+        };
+        let record = self.record(id)?;
+        for name in intent.names.iter().filter(|name| **name != record.name) {
+            names::release(self.settings(), name, id)?;
+        }
+        Ok(knarr_fs::remove_file(&run.join(INTENT))?)
+    }
+
+    /// Finishes a removal that was cut short; one that is under way is left alone.
+    pub(crate) fn finish_removal(&self, id: &ContainerId) -> Result<()> {
+        match Lock::try_exclusive(&self.settings().run_dir(id).join("lock")) {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(None) => Ok(()),
+            Ok(Some(lock)) => match self.settle(id, lock) {
+                Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            },
+        }
     }
 
     /// Takes away what is left of a container that does not exist, unless somebody works on it.
@@ -261,8 +297,16 @@ impl Engine {
             step(volume::remove(settings, &name));
         }
         failpoint!("undo.volumes");
+        // From here on it does not exist; what follows is finished by whoever comes next.
+        step(knarr_fs::remove_file(&settings.run_dir(id).join(FILE)).map_err(Error::from));
         let half_made = settings.containers().join(format!(".tmp-{id}"));
-        for folder in [settings.data_dir(id), settings.ephemeral_dir(id), half_made] {
+        let half_volume = volume::half_made(settings, id.as_str());
+        for folder in [
+            settings.data_dir(id),
+            settings.ephemeral_dir(id),
+            half_made,
+            half_volume,
+        ] {
             if folder.exists() {
                 step(trash.throw(&folder).map_err(Error::from));
             }

@@ -288,8 +288,32 @@ fn seccomp(record: &Record, security: &Security) -> Result<Option<knarr_spec::ru
     })
 }
 
-/// Makes the missing sources of `-v` mounts, as Docker does, and refuses those of `--mount`.
+/// Makes the missing sources of `-v` mounts, as Docker does, and refuses those of `--mount`. A new
+/// volume becomes its first container's own, where that has a user namespace: it could not write to
+/// it otherwise. (What the image has there is copied with the container's ids, too.)
 fn prepare_sources(record: &Record) -> Result<()> {
+    let volumes = record
+        .mounts
+        .iter()
+        .filter(|mount| mount.kind == MountKind::Volume);
+    if let Some(ids) = record.ids {
+        for mount in volumes {
+            let source = Path::new(&mount.source);
+            let stat =
+                rustix::fs::stat(source).map_err(knarr_fs::Error::of("stat", "stat", source))?;
+            if stat.st_uid == 0 && knarr_fs::file_names(source)?.is_empty() {
+                let (uid, gid) = (
+                    rustix::fs::Uid::from_raw(ids.start),
+                    rustix::fs::Gid::from_raw(ids.start),
+                );
+                rustix::fs::chown(source, Some(uid), Some(gid)).map_err(knarr_fs::Error::of(
+                    "change the owner of",
+                    "chown",
+                    source,
+                ))?;
+            }
+        }
+    }
     for mount in record
         .mounts
         .iter()

@@ -239,7 +239,7 @@ impl Engine {
         };
         let mut intent = Intent {
             removing: true,
-            volumes: Vec::new(),
+            ..Intent::default()
         };
         if volumes {
             let own = record.iter().flat_map(|record| &record.mounts);
@@ -288,15 +288,29 @@ impl Engine {
                 "Renaming a container with the same name as its current name",
             ));
         }
-        names::claim(settings, &new, &id)?;
+        let names = vec![record.name.clone(), new.clone()];
+        self.write_intent(
+            &id,
+            &Intent {
+                names,
+                ..Intent::default()
+            },
+        )?;
+        let intent = settings.run_dir(&id).join(crate::find::INTENT);
+        if let Err(error) = names::claim(settings, &new, &id) {
+            knarr_fs::remove_file(&intent)?;
+            return Err(error);
+        }
         failpoint!("rename.claimed");
         let old = std::mem::replace(&mut record.name, new);
         if let Err(error) = record.save(&record.paths.folder, record.durability()) {
             names::release(settings, &record.name, &id)?;
+            knarr_fs::remove_file(&intent)?;
             return Err(error);
         }
         failpoint!("rename.written");
         names::release(settings, &old, &id)?;
+        knarr_fs::remove_file(&intent)?;
         self.event(&record, "rename", &[("oldName", &format!("/{old}"))]);
         drop(found);
         Ok(())

@@ -153,6 +153,14 @@ impl Engine {
         let now = time::now();
         let mut listing = Listing::default();
         for id in self.ids()? {
+            // A removal that was cut short is finished, unless somebody is at it.
+            if self
+                .intent(&id)
+                .is_ok_and(|intent| intent.is_some_and(|intent| intent.removing))
+            {
+                self.finish_removal(&id)?;
+                continue;
+            }
             match self.summary(&id, now) {
                 Ok(Some(found)) => {
                     let alive = matches!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use knarr_fs::{Durability, Lock, TempDir, Trash, failpoint};
+use knarr_fs::{Durability, Lock, Trash, failpoint};
 use serde::{Deserialize, Serialize};
 
 use crate::list::label_matches;
@@ -108,9 +108,38 @@ pub(crate) fn hold(settings: &Settings) -> Result<Lock> {
     Ok(Lock::shared(&settings.volumes().join(".lock"))?)
 }
 
+/// Where a volume is made before it appears; `maker` is the container it is made for, which one
+/// finds there what a killed command left.
+pub(crate) fn half_made(settings: &Settings, maker: &str) -> PathBuf {
+    settings.volumes().join(format!(".tmp-{maker}"))
+}
+
+/// Removes what killed `volume create`s left. Cheap where there is nothing; not now where somebody
+/// makes or uses a volume.
+fn sweep(settings: &Settings) -> Result<()> {
+    let folder = settings.volumes();
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(knarr_fs::Error::of_io("list", "open", &folder))?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = names
+        .filter(|name| name.as_encoded_bytes().starts_with(b".tmp-"))
+        .collect();
+    if !left.is_empty()
+        && let Some(_alone) = Lock::try_exclusive(&folder.join(".lock"))?
+    {
+        for name in left {
+            knarr_fs::remove_tree(&folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a volume; one that is there already is fine. Appears whole, by one rename.
 pub(crate) fn ensure(
     settings: &Settings,
+    maker: &str,
     name: &str,
     labels: &BTreeMap<String, String>,
     anonymous: bool,
@@ -130,8 +159,10 @@ pub(crate) fn ensure(
         anonymous,
         labels,
     };
-    let temporary = TempDir::new_in(&settings.volumes())?;
-    let data = temporary.path().join("data");
+    let temporary = half_made(settings, maker);
+    knarr_fs::remove_tree(&temporary)?;
+    knarr_fs::create_dir_private(&temporary)?;
+    let data = temporary.join("data");
     knarr_fs::create_dir_private(&data)?;
     // Everybody in the container may enter; on the host the folder above is closed.
     let mode = rustix::fs::Mode::from_raw_mode(0o755);
@@ -140,7 +171,7 @@ pub(crate) fn ensure(
         "chmod",
         &data,
     ))?;
-    let file = temporary.path().join(FILE);
+    let file = temporary.join(FILE);
     let json = serde_json::to_vec(&stored).map_err(|cause| Error::Damaged {
         path: file.clone(),
         cause,
@@ -152,8 +183,16 @@ pub(crate) fn ensure(
     };
     knarr_fs::write_atomic(&file, &json, durability)?;
     failpoint!("volume.written");
-    match temporary.publish(&folder(settings, name), durability) {
-        Err(error) if error.is_exists() || error.errno() == Some(rustix::io::Errno::NOTEMPTY) => {}
+    let place = folder(settings, name);
+    let published = match durability {
+        Durability::Durable => knarr_fs::rename_durable(&temporary, &place),
+        Durability::Volatile => knarr_fs::rename(&temporary, &place),
+    };
+    match published {
+        // Somebody else made it meanwhile.
+        Err(error) if error.is_exists() || error.errno() == Some(rustix::io::Errno::NOTEMPTY) => {
+            knarr_fs::remove_tree(&temporary)?;
+        }
         done => done?,
     }
     load(settings, name)?.ok_or_else(|| Error::VolumeNotFound {
@@ -229,14 +268,23 @@ impl Engine {
                 reason: "a volume is a plain folder so far",
             });
         }
+        sweep(self.settings())?;
         let _there = hold(self.settings())?;
+        let maker = random_name()?;
         match &request.name {
-            Some(name) => ensure(self.settings(), name, &request.labels, false),
-            None => ensure(self.settings(), &random_name()?, &request.labels, true),
+            Some(name) => ensure(self.settings(), &maker, name, &request.labels, false),
+            None => ensure(
+                self.settings(),
+                &maker,
+                &random_name()?,
+                &request.labels,
+                true,
+            ),
         }
     }
 
     pub(crate) fn volumes_now(&self, filters: &Filters) -> Result<Vec<Volume>> {
+        sweep(self.settings())?;
         let used = match filters.0.contains_key("dangling") {
             true => self.used_volumes()?,
             false => BTreeSet::new(),
@@ -323,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_made_once_and_found_again() {
-        let dir = TempDir::new_in(&std::env::temp_dir().join("knarr-engine")).unwrap();
+        let dir = knarr_fs::TempDir::new_in(&std::env::temp_dir().join("knarr-engine")).unwrap();
         let settings = Settings {
             root: dir.path().join("data"),
             run_root: dir.path().join("run"),
@@ -332,10 +380,10 @@ mod tests {
         settings.prepare().unwrap();
         assert_eq!(load(&settings, "data").unwrap(), None);
         let labels = [("a".to_owned(), "b".to_owned())].into();
-        let made = ensure(&settings, "data", &labels, false).unwrap();
+        let made = ensure(&settings, "x", "data", &labels, false).unwrap();
         std::fs::write(made.mountpoint.join("file"), "x").unwrap();
         assert_eq!(
-            ensure(&settings, "data", &BTreeMap::new(), false).unwrap(),
+            ensure(&settings, "x", "data", &BTreeMap::new(), false).unwrap(),
             made
         );
         assert_eq!(all(&settings).unwrap(), ["data"]);
@@ -346,7 +394,7 @@ mod tests {
         remove(&settings, "data").unwrap();
         for bad in ["../x", "/x", "a/b", ""] {
             assert!(
-                ensure(&settings, bad, &BTreeMap::new(), false).is_err(),
+                ensure(&settings, "x", bad, &BTreeMap::new(), false).is_err(),
                 "{bad}"
             );
             assert!(load(&settings, bad).unwrap().is_none(), "{bad}");

@@ -331,17 +331,12 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
             }
         }
     }
-    all.extend(
-        record
-            .mounts
-            .iter()
-            .map(|wanted| user_mount(wanted, record.ids.as_ref())),
-    );
+    all.extend(record.mounts.iter().map(user_mount));
     all
 }
 
 /// A mount of the user's.
-fn user_mount(wanted: &crate::record::Mount, ids: Option<&IdRange>) -> Mount {
+fn user_mount(wanted: &crate::record::Mount) -> Mount {
     if wanted.kind == MountKind::Tmpfs {
         let options: Vec<&str> = wanted
             .tmpfs
@@ -360,22 +355,12 @@ fn user_mount(wanted: &crate::record::Mount, ids: Option<&IdRange>) -> Mount {
         own => own,
     };
     let write = if wanted.read_only { "ro" } else { "rw" };
-    let mut bound = mount(
+    mount(
         &wanted.destination,
         "bind",
         &wanted.source,
         &[bind, propagation, write],
-    );
-    // A volume is the containers' own: its files have the ids that containers see, whatever range
-    // they lease. A bind mount shows the host's files as they are.
-    if wanted.kind == MountKind::Volume
-        && let Some(ids) = ids
-    {
-        bound.uid_mappings = vec![id_mapping(ids)];
-        bound.gid_mappings = vec![id_mapping(ids)];
-        bound.options.push("idmap".to_owned());
-    }
-    bound
+    )
 }
 
 /// Docker's two, and the user's.
