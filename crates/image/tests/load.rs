@@ -1,5 +1,4 @@
 //! Archives: what is in them comes in exactly; what lies does not.
-#![expect(clippy::unwrap_used, reason = "in tests a panic is the message")]
 
 mod support;
 

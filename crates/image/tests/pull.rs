@@ -79,7 +79,7 @@ fn an_image_is_pulled_once_and_then_up_to_date() {
         }
     }
     let listed = scratch.store.describe(pulled.image).unwrap();
-    assert_eq!(listed.tags, [name.clone()]);
+    assert_eq!(listed.tags, std::slice::from_ref(&name));
     assert_eq!(listed.digests, [name.with_digest(pulled.digest)]);
 
     let before = (scratch.files(), registry.seen().len());
