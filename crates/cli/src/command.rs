@@ -420,7 +420,7 @@ fn main_help() -> String {
     };
     let (common, mut other): (Vec<_>, Vec<_>) = COMMANDS
         .iter()
-        .filter_map(|command| short(command))
+        .filter_map(short)
         .partition(|(name, _)| COMMON.contains(name));
     other.sort_unstable();
     text.push_str(&rows("Common Commands", &common));

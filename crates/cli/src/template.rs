@@ -469,7 +469,7 @@ mod tests {
             let _result = apply(&text, &data);
             let _result = apply(&format!("{{{{{text}}}}}"), &data);
         }
-        assert!(apply(&format!("{}1{}", "{{(".repeat(1), ")}}"), &data).is_ok());
+        assert!(apply("{{(1)}}", &data).is_ok());
         let deep = format!("{{{{{}1{}}}}}", "(".repeat(100_000), ")".repeat(100_000));
         assert!(apply(&deep, &data).is_err());
     }

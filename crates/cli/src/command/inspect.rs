@@ -69,6 +69,9 @@ pub(super) static IMAGE: Command = Command {
     ..USUAL
 };
 
+/// Finds one kind of object by its name.
+type Find<'a> = &'a dyn Fn(&str) -> Result<Value>;
+
 fn run(call: &Call<'_>) -> Result<u8> {
     let engine = call.engine()?;
     let size = call.line.on("size");
@@ -77,7 +80,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
             let mut reports = failure.reports.iter();
             reports.all(|report| matches!(report.class, Class::NotFound | Class::Invalid))
         };
-        let kinds: [&dyn Fn(&str) -> Result<Value>; 3] = [
+        let kinds: [Find<'_>; 3] = [
             &|name| container(&engine, name, size),
             &|name| image(engine.images(), name),
             &|name| Ok(engine.volume(name)?.inspect()),

@@ -5,7 +5,6 @@ use std::process::{Command as Process, Stdio};
 use knarr_engine::Engine;
 
 use super::{Call, Command, USUAL};
-use crate::failure::Result;
 
 /// Not in the help: what [`empty_later`] runs.
 pub(super) static EMPTY: Command = Command {
