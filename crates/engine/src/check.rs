@@ -30,6 +30,7 @@ pub(crate) fn settle(
     log(host)?;
     security(host)?;
     crate::spec::capabilities::bounding(host)?;
+    crate::spec::capabilities::check(host, facts.capabilities)?;
     crate::spec::ulimits(host)?;
     hostname(config)?;
     if let Some(signal) = &config.stop_signal {
@@ -285,9 +286,14 @@ fn resources(host: &mut HostConfig, facts: &Facts, warnings: &mut Vec<String>) -
     if host.cpu_quota > 0 && host.cpu_quota < 1_000 {
         return refuse("CPU cfs quota can not be less than 1ms (i.e. 1000)");
     }
+    let nodes = if host.cpuset_mems.is_empty() {
+        ""
+    } else {
+        facts.memory_nodes()
+    };
     for (what, asked, there) in [
-        ("CPUs", &host.cpuset_cpus, &facts.cpu_list),
-        ("Memory Nodes", &host.cpuset_mems, &facts.memory_nodes),
+        ("CPUs", &host.cpuset_cpus, facts.cpu_list.as_str()),
+        ("Memory Nodes", &host.cpuset_mems, nodes),
     ] {
         if asked.is_empty() {
             continue;
@@ -590,8 +596,9 @@ mod tests {
     fn facts() -> Facts {
         Facts {
             cpus: 2,
+            capabilities: (1 << 41) - 1,
             cpu_list: "0-1".to_owned(),
-            memory_nodes: "0".to_owned(),
+            memory_nodes: "0".to_owned().into(),
             ..Facts::default()
         }
     }

@@ -77,15 +77,12 @@ impl Engine {
         };
         merge::settle(&mut config)?;
         check::inline_profiles(&mut host)?;
-        let mut facts = Facts::read();
-        if !host.cpuset_mems.is_empty() {
-            facts = facts.with_memory_nodes();
-        }
-        warnings.extend(check::settle(&mut config, &mut host, &facts)?);
+        let facts = self.facts();
+        warnings.extend(check::settle(&mut config, &mut host, facts)?);
         for extra in host.extra_hosts.iter().flatten() {
             crate::files::extra_host(extra)?;
         }
-        let ids = self.joined_at_create(&mut config, &mut host, &facts)?;
+        let ids = self.joined_at_create(&mut config, &mut host, facts)?;
         let mut others = Vec::new();
         for word in host.volumes_from.iter().flatten() {
             others.push(self.record(&self.find(mounts::volumes_from(word)?.0)?)?);
@@ -174,10 +171,17 @@ impl Engine {
                     name.unwrap_or_default()
                 ))
             })?;
-        let id = names::random_id()?;
-        let run = settings.run_dir(&id);
-        knarr_fs::create_dir_private(&run)?;
-        let lock = Lock::exclusive(&run.join("lock"))?;
+        let (id, lock) = loop {
+            let id = names::random_id()?;
+            let run = settings.run_dir(&id);
+            knarr_fs::create_dir_private(&run)?;
+            match Lock::exclusive(&run.join("lock")) {
+                Ok(lock) => break (id, lock),
+                // Somebody who saw the folder before it was locked took it for a leftover.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         failpoint!("create.locked");
         match self.write_down(&id, name, draft) {
             Ok(record) => Ok((record, lock)),

@@ -9,6 +9,7 @@ use knarr_spec::ContainerId;
 use serde_json::Value;
 
 use crate::record::{Record, Root};
+use crate::spec::facts::Facts;
 use crate::{
     Change, CopyEnd, CopyOptions, CreateRequest, Created, ExecRequest, Filters, ListOptions,
     Listing, LogLine, LogOptions, Pruned, RemoveOptions, Result, Session, Settings, StartOptions,
@@ -22,6 +23,7 @@ pub struct Engine {
     settings: Settings,
     images: Store,
     layout: OnceCell<Layout>,
+    facts: OnceCell<Facts>,
 }
 
 impl Engine {
@@ -36,6 +38,7 @@ impl Engine {
             settings,
             images,
             layout: OnceCell::new(),
+            facts: OnceCell::new(),
         })
     }
 
@@ -359,6 +362,11 @@ impl Engine {
         }
         let layout = Layout::detect()?;
         Ok(self.layout.get_or_init(|| layout))
+    }
+
+    /// What the machine is like, looked at once.
+    pub(crate) fn facts(&self) -> &Facts {
+        self.facts.get_or_init(Facts::read)
     }
 
     /// The containers that were made from an image, as the image store asks before it removes one.

@@ -84,6 +84,7 @@ impl Engine {
                 self.undo(&id)?;
             }
         }
+        self.empty_trash();
         let known = knarr_fs::file_names(&self.settings().names())?;
         let known = known.into_iter().filter_map(|name| name.into_string().ok());
         Err(Error::NotFound {
@@ -127,7 +128,7 @@ impl Engine {
         if let Some(observed) = client::observe(&self.settings().run_dir(id))? {
             return Ok(observed.state);
         }
-        Ok(State::load(&self.settings().data_dir(id))?
+        Ok(client::remembered(&self.settings().data_dir(id))?
             .unwrap_or_else(|| State::created(id.clone())))
     }
 
@@ -186,19 +187,14 @@ impl Engine {
             }
             self.finish_rename(id)?;
         }
-        let observed = client::observe(&run)?;
-        if observed.as_ref().is_some_and(|observed| observed.alive) {
-            return self.adopt(id, lock);
-        }
-        if observed.is_some() {
-            failpoint!("engine.sweep");
-            match client::sweep(&run, &lock)? {
-                Swept::Clean | Swept::Undone => {}
-                Swept::Alive => return self.adopt(id, lock),
-                Swept::Removed => {
-                    self.undo_locked(id, lock)?;
-                    return self.not_found(id.as_str());
-                }
+        failpoint!("engine.sweep");
+        // Also where there is no state yet: what a start was about to make is written down before.
+        match client::sweep(&run, &lock)? {
+            Swept::Clean | Swept::Undone => {}
+            Swept::Alive => return self.adopt(id, lock),
+            Swept::Removed => {
+                self.undo_locked(id, lock)?;
+                return self.not_found(id.as_str());
             }
         }
         let state = self.state(id)?;
@@ -207,9 +203,14 @@ impl Engine {
 
     fn adopt(&self, id: &ContainerId, lock: Lock) -> Result<Found> {
         let run = self.settings().run_dir(id);
-        let started = client::adopt(&self.settings().monitor, &run, lock)?;
-        drop(started);
-        Ok(Found::Running(self.state(id)?))
+        match client::adopt(&self.settings().monitor, &run, lock) {
+            Ok(_) => Ok(Found::Running(self.state(id)?)),
+            // It ended before the new monitor could look, so there is something to sweep instead.
+            Err(_) if !client::observe(&run)?.is_some_and(|observed| observed.alive) => {
+                self.touch(id)
+            }
+            Err(report) => Err(report.into()),
+        }
     }
 
     pub(crate) fn intent(&self, id: &ContainerId) -> Result<Option<Intent>> {
@@ -316,11 +317,19 @@ impl Engine {
         step(userns::release_all(settings, id));
         failpoint!("undo.names");
         done?;
-        knarr_fs::remove_tree(&settings.run_dir(id))?;
+        // By one rename: who waits for the lock finds the folder gone, or makes a new one, and never
+        // half of this one.
+        Trash::below(&settings.run_root).throw(&settings.run_dir(id))?;
+        failpoint!("undo.run");
         drop(lock);
-        // What is in the trash is nobody's any more; that it cannot be deleted now is the next
-        // one's business.
-        trash.empty().ok();
+        self.empty_trash();
         Ok(())
+    }
+
+    /// Deletes what is nobody's any more; what cannot be deleted now is the next one's business.
+    fn empty_trash(&self) {
+        for root in [&self.settings().root, &self.settings().run_root] {
+            Trash::below(root).empty().ok();
+        }
     }
 }

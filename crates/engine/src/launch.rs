@@ -14,7 +14,7 @@ use knarr_spec::ContainerId;
 use crate::check::{self, Filter, Security};
 use crate::create::text;
 use crate::record::{MountKind, Record, Root};
-use crate::spec::{self, Files, Input, Joined, devices, facts::Facts};
+use crate::spec::{self, Files, Input, Joined, devices};
 use crate::{Engine, Error, Result, StartOptions, files, signal, volume};
 
 /// The three parts of what a start will do.
@@ -50,7 +50,7 @@ impl Engine {
     /// Decides what a start will do, and makes nothing.
     pub(crate) fn planned(&self, record: &Record, files: Option<&Files>) -> Result<Planned> {
         let settings = self.settings();
-        let facts = Facts::read();
+        let facts = self.facts();
         let security = check::security(&record.host)?;
         let joined = self.joined(record)?;
         let devices = devices::look(&record.host)?;
@@ -61,7 +61,7 @@ impl Engine {
         };
         let config = spec::config(&Input {
             record,
-            facts: &facts,
+            facts,
             security: &security,
             joined: &joined,
             files,
@@ -93,7 +93,9 @@ impl Engine {
             }),
             init: record.host.init == Some(true),
             keep_keyring: false,
-            cgroup_view: spec::cgroup_view(layout.mode()),
+            cgroup_view: spec::cgroup_view(layout.mode(), cgroup.needs_join(layout), || {
+                knarr_fs::read_to_string(Path::new("/proc/self/mountinfo")).unwrap_or_default()
+            }),
         };
         let runtime = knarr_runtime::plan(&config, &options)
             .map_err(|error| Error::from(knarr_diag::Report::from(error)))?;

@@ -77,7 +77,7 @@ impl Engine {
     pub(crate) fn attach_now(&self, text: &str, options: &StartOptions) -> Result<Session> {
         let id = self.find(text)?;
         let record = self.record(&id)?;
-        match self.touch(&id)? {
+        self.persist(|| match self.touch(&id)? {
             Found::Idle(..) => Err(Error::conflict(
                 "You cannot attach to a stopped container, start it first",
                 format!("`knarr start -a {text}`"),
@@ -102,10 +102,10 @@ impl Engine {
                     attached,
                     record.config.tty,
                     run,
-                    record.paths.folder,
+                    record.paths.folder.clone(),
                 ))
             }
-        }
+        })
     }
 
     pub(crate) fn stop_now(
@@ -125,26 +125,40 @@ impl Engine {
         deaf: &mut dyn FnMut(i32),
     ) -> Result<()> {
         let signal = options.signal.as_deref().map(signal::parse).transpose()?;
-        match self.touch(id)? {
-            Found::Idle(..) => Ok(()),
-            Found::Running(_) => {
-                let run = self.settings().run_dir(id);
-                match Connection::open(&run)?.stop(signal, options.timeout, deaf) {
-                    Ok(_) => Ok(()),
-                    // The monitor died, or ended with the container just now.
-                    Err(error) => match self.touch(id) {
-                        Ok(Found::Idle(..)) | Err(Error::NotFound { .. }) => Ok(()),
-                        _ => Err(error.into()),
-                    },
-                }
+        let run = self.settings().run_dir(id);
+        let mut asked = false;
+        self.persist(|| match self.touch(id) {
+            // It ended, and with `--rm` it is gone.
+            Err(Error::NotFound { .. }) if asked => Ok(()),
+            Err(error) => Err(error),
+            Ok(Found::Idle(..)) => Ok(()),
+            Ok(Found::Running(_)) => {
+                asked = true;
+                let mut monitor = Connection::open(&run)?;
+                monitor.stop(signal, options.timeout, &mut *deaf)?;
+                Ok(())
+            }
+        })
+    }
+
+    /// Tries again when a monitor died under the call: the next `touch` adopts the container, or
+    /// knows its end.
+    fn persist<T>(&self, mut operation: impl FnMut() -> Result<T>) -> Result<T> {
+        for _ in 0..4 {
+            match operation() {
+                Err(Error::Monitor(
+                    knarr_monitor::Error::Connect { .. } | knarr_monitor::Error::Answer { .. },
+                )) => {}
+                done => return done,
             }
         }
+        operation()
     }
 
     pub(crate) fn kill_now(&self, text: &str, name: &str) -> Result<()> {
         let number = signal::parse(name)?;
         let id = self.find(text)?;
-        match self.touch(&id)? {
+        self.persist(|| match self.touch(&id)? {
             Found::Idle(..) => Err(Error::conflict(
                 format!("cannot kill container: {text}: container {id} is not running"),
                 "`knarr ps -a` shows its state",
@@ -152,7 +166,7 @@ impl Engine {
             Found::Running(_) => {
                 Ok(Connection::open(&self.settings().run_dir(&id))?.signal(number)?)
             }
-        }
+        })
     }
 
     pub(crate) fn restart_now(&self, text: &str, options: &StopOptions) -> Result<()> {
@@ -319,7 +333,7 @@ impl Engine {
     pub(crate) fn pause_now(&self, text: &str, pause: bool) -> Result<()> {
         let id = self.find(text)?;
         let word = if pause { "pause" } else { "unpause" };
-        match self.touch(&id)? {
+        self.persist(|| match self.touch(&id)? {
             Found::Idle(..) => Err(Error::conflict(
                 format!("cannot {word} container {text}: Container {id} is not running"),
                 format!("start it first: `knarr start {text}`"),
@@ -339,13 +353,13 @@ impl Engine {
                 }
                 let mut monitor = Connection::open(&self.settings().run_dir(&id))?;
                 if pause {
-                    monitor.pause()?
+                    monitor.pause()?;
                 } else {
-                    monitor.unpause()?
+                    monitor.unpause()?;
                 }
                 Ok(())
             }
-        }
+        })
     }
 
     pub(crate) fn wait_now(&self, text: &str, condition: WaitCondition) -> Result<i32> {
@@ -385,7 +399,8 @@ impl Engine {
         let what = WatchFlags::CREATE
             | WatchFlags::MOVED_TO
             | WatchFlags::DELETE
-            | WatchFlags::DELETE_SELF;
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF;
         inotify::add_watch(&watch, &run, what)
             .map_err(Error::of("watch the container", "inotify_add_watch"))?;
         let mut events = [0u8; 4096];

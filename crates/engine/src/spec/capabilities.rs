@@ -85,6 +85,30 @@ pub(crate) fn bounding(host: &HostConfig) -> Result<Vec<&'static str>> {
     Ok(ALL.iter().copied().filter(chosen).collect())
 }
 
+/// Whether a set of bits has a capability.
+pub(crate) fn is_in(name: &str, bits: u64) -> bool {
+    ALL.iter()
+        .position(|known| *known == name)
+        .is_some_and(|number| bits >> number & 1 == 1)
+}
+
+/// Refuses what is asked for by name and cannot be given here. ALL and `--privileged` mean what
+/// there is.
+pub(crate) fn check(host: &HostConfig, available: u64) -> Result<()> {
+    for name in parse("CapAdd", host.cap_add.as_deref())?
+        .into_iter()
+        .flatten()
+    {
+        if !is_in(name, available) {
+            return Err(Error::invalid(format!(
+                "invalid CapAdd: capability not supported by your kernel or not available in the \
+                 current environment: {name:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Names with or without `CAP_`, in any case; `None` is ALL.
 fn parse(field: &str, names: Option<&[String]>) -> Result<Vec<Option<&'static str>>> {
     let one = |name: &String| {

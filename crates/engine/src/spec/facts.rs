@@ -1,5 +1,6 @@
 //! What the machine is like, read once, so that deciding stays pure.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 /// Facts of the host that a plan depends on.
@@ -9,10 +10,10 @@ pub(crate) struct Facts {
     pub(crate) cpus: u32,
     /// As a list of cpuset(7); empty where unknown.
     pub(crate) cpu_list: String,
-    /// As a list of cpuset(7); empty where unknown.
-    pub(crate) memory_nodes: String,
-    /// The highest capability's number that the kernel knows.
-    pub(crate) last_capability: u32,
+    /// Read where somebody asks: [`Facts::memory_nodes`].
+    pub(crate) memory_nodes: OnceCell<String>,
+    /// The capabilities that this process has, a bit for each: nobody can give more.
+    pub(crate) capabilities: u64,
     /// The most files that the caller may allow itself to open.
     pub(crate) open_files: u64,
     /// `thermal_throttle` folders that exist.
@@ -48,8 +49,8 @@ impl Facts {
         Self {
             cpus: cpus.max(1),
             cpu_list,
-            memory_nodes: String::new(),
-            last_capability: text("/proc/sys/kernel/cap_last_cap").parse().unwrap_or(40),
+            memory_nodes: OnceCell::new(),
+            capabilities: permitted(&text("/proc/self/status")),
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile)
                 .maximum
                 .unwrap_or(u64::MAX),
@@ -61,11 +62,19 @@ impl Facts {
         }
     }
 
-    /// And what only some need.
-    pub(crate) fn with_memory_nodes(mut self) -> Self {
-        self.memory_nodes = knarr_fs::read_to_string(Path::new("/sys/devices/system/node/online"))
-            .map(|text| text.trim().to_owned())
-            .unwrap_or_default();
-        self
+    /// The memory nodes as a list of cpuset(7); empty where unknown.
+    pub(crate) fn memory_nodes(&self) -> &str {
+        self.memory_nodes.get_or_init(|| {
+            knarr_fs::read_to_string(Path::new("/sys/devices/system/node/online"))
+                .map(|text| text.trim().to_owned())
+                .unwrap_or_default()
+        })
     }
+}
+
+/// The permitted set in proc_pid_status(5).
+fn permitted(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or_default()
 }

@@ -6,6 +6,7 @@ pub(crate) mod devices;
 pub(crate) mod facts;
 
 use knarr_cgroup::Mode;
+use knarr_runtime::{CgroupHierarchy, CgroupView};
 use knarr_spec::docker::HostConfig;
 use knarr_spec::runtime::{
     BlockIo, Capabilities, Config, ConsoleSize, Cpu, IdMapping, Linux, Memory, Mount, Namespace,
@@ -113,17 +114,10 @@ fn process(input: &Input<'_>) -> Result<Process> {
     if record.config.tty {
         defaults.push("TERM=xterm".to_owned());
     }
-    let known = |name: &&&str| {
-        capabilities::ALL
-            .iter()
-            .position(|known| known == *name)
-            .and_then(|at| u32::try_from(at).ok())
-            .is_some_and(|number| number <= input.facts.last_capability)
-    };
     let caps: Vec<String> = capabilities::bounding(host)?
-        .iter()
-        .filter(known)
-        .map(|&name| name.to_owned())
+        .into_iter()
+        .filter(|name| capabilities::is_in(name, input.facts.capabilities))
+        .map(str::to_owned)
         .collect();
     let [height, width] = host.console_size;
     Ok(Process {
@@ -522,11 +516,48 @@ pub(crate) fn parse_size(text: &str) -> Option<u64> {
     }
 }
 
-/// What `/sys/fs/cgroup` shows in the container.
-pub(crate) fn cgroup_view(_mode: Mode) -> knarr_runtime::CgroupView {
-    // On a hybrid machine the unified hierarchy alone: it is where the container's own cgroup
-    // always is, and a view of the v1 ones would have to wait for moves that take milliseconds.
-    knarr_runtime::CgroupView::Unified
+/// What `/sys/fs/cgroup` shows in the container. `mountinfo` is only asked for where v1 hierarchies
+/// are shown.
+///
+/// On a hybrid machine that is the unified hierarchy alone, where the container's own cgroup always
+/// is, unless there are limits: programs (Java's runtime, …) look for those in the v1 files. Then
+/// the container has joined them already, and the view costs no wait.
+pub(crate) fn cgroup_view(
+    mode: Mode,
+    limited: bool,
+    mountinfo: impl FnOnce() -> String,
+) -> CgroupView {
+    match (mode, limited) {
+        (Mode::Unified, _) | (Mode::Hybrid, false) => CgroupView::Unified,
+        (Mode::Hybrid, true) | (Mode::Legacy, _) => {
+            CgroupView::Hierarchies(hierarchies(&mountinfo()))
+        }
+    }
+}
+
+/// The cgroup mounts below `/sys/fs/cgroup` in a text of proc_pid_mountinfo(5).
+fn hierarchies(mountinfo: &str) -> Vec<CgroupHierarchy> {
+    let mount = |line: &str| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let name = mount.split(' ').nth(4)?.strip_prefix("/sys/fs/cgroup/")?;
+        let mut fields = file_system.split(' ');
+        let controllers = match (fields.next()?, fields.nth(1)?) {
+            ("cgroup2", _) => String::new(),
+            ("cgroup", options) => {
+                let common =
+                    |word: &&str| !matches!(*word, "rw" | "ro" | "xattr" | "clone_children");
+                let own = |word: &&str| common(word) && !word.starts_with("release_agent=");
+                options.split(',').filter(own).collect::<Vec<_>>().join(",")
+            }
+            _ => return None,
+        };
+        // A mount below another one is somebody's container.
+        (!name.contains('/')).then(|| CgroupHierarchy {
+            name: name.to_owned(),
+            controllers,
+        })
+    };
+    mountinfo.lines().filter_map(mount).collect()
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ fn facts() -> Facts {
     Facts {
         cpus: 2,
         cpu_list: "0-1".to_owned(),
-        memory_nodes: "0".to_owned(),
-        last_capability: 40,
+        memory_nodes: "0".to_owned().into(),
+        capabilities: (1 << 41) - 1,
         open_files: 1 << 20,
         thermal: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
         hostname: "machine".to_owned(),
@@ -246,4 +246,29 @@ fn device_rules_are_read() {
     for bad in ["", "c 42 r", "x 1:1 r", "c 1:1 z", "c -1:1 r"] {
         assert!(devices::parse_rule(bad).is_none(), "{bad}");
     }
+}
+
+#[test]
+fn v1_hierarchies_are_shown_where_there_are_limits() {
+    let mountinfo = || {
+        "30 20 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs rw,mode=755\n\
+         31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:5 - cgroup2 cgroup2 rw,nsdelegate\n\
+         32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+         33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+            .to_owned()
+    };
+    for (mode, limited) in [(Mode::Unified, true), (Mode::Hybrid, false)] {
+        assert_eq!(cgroup_view(mode, limited, mountinfo), CgroupView::Unified);
+    }
+    let hierarchy = |name: &str, controllers: &str| CgroupHierarchy {
+        name: name.to_owned(),
+        controllers: controllers.to_owned(),
+    };
+    let all = CgroupView::Hierarchies(vec![
+        hierarchy("unified", ""),
+        hierarchy("systemd", "name=systemd"),
+        hierarchy("cpu,cpuacct", "cpu,cpuacct"),
+    ]);
+    assert_eq!(cgroup_view(Mode::Hybrid, true, mountinfo), all);
+    assert_eq!(cgroup_view(Mode::Legacy, false, mountinfo), all);
 }
