@@ -79,7 +79,7 @@ pub fn compile(section: &Seccomp) -> Result<Program> {
     for &audit in audits.iter().rev() {
         let mut ranges = Ranges::default();
         for (arch, first, end) in spaces(audit) {
-            match tables.iter_mut().find(|table| table.arch == arch) {
+            match tables.iter().find(|table| table.arch == arch) {
                 Some(table) => table.ranges(first, end, default, newer, &mut ranges),
                 None => {
                     ranges.start(first, Decision::Return(KILL_THREAD));
@@ -343,25 +343,24 @@ impl Table {
     }
 
     /// Cuts `first..end` into ranges.
-    fn ranges(&mut self, first: u32, end: u32, default: u32, newer: u32, ranges: &mut Ranges) {
+    fn ranges(&self, first: u32, end: u32, default: u32, newer: u32, ranges: &mut Ranges) {
         let otherwise = Decision::Return(default);
         ranges.start(first, otherwise.clone());
         let newest = self.highest.unwrap_or(end);
-        let mut newer_began = false;
-        for (number, decision) in std::mem::take(&mut self.calls) {
-            if number > newest && !newer_began {
-                // Only arm's own calls come after.
-                newer_began = true;
-                ranges.start(newest + 1, Decision::Return(newer));
-                ranges.start(ARM_PRIVATE, otherwise.clone());
-            }
-            ranges.start(number, decision);
+        for (&number, decision) in self.calls.range(..=newest) {
+            ranges.start(number, decision.clone());
             ranges.start(number + 1, otherwise.clone());
         }
-        if !newer_began && newest < end {
+        if newest < end {
+            // Where only calls behind `socketcall` or `ipc` are named, these two can be newer, too:
+            // so it is in runc.
             ranges.start(newest + 1, Decision::Return(newer));
-            if self.arch == Arch::Arm {
-                ranges.start(ARM_PRIVATE, otherwise);
+        }
+        if self.arch == Arch::Arm {
+            ranges.start(ARM_PRIVATE, otherwise.clone());
+            for (&number, decision) in self.calls.range(ARM_PRIVATE..) {
+                ranges.start(number, decision.clone());
+                ranges.start(number + 1, otherwise.clone());
             }
         }
     }
