@@ -3,12 +3,7 @@
 //! The views other than the machine's own are made in a private mount namespace: the test binary
 //! runs itself again below unshare(1) with `KNARR_CGROUP_VIEW` set. On a hybrid machine pure v2 is
 //! without the controllers that are bound to v1: there the limits must be refused by name.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    clippy::panic,
-    reason = "these are tests"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _};
