@@ -288,7 +288,7 @@ fn look(root: &Root, path: &Path, failure: Failure, depth: usize) -> Option<Faul
     let head = read_head(root, path)?;
     if let Some(line) = head.strip_prefix(b"#!") {
         return script(root, path, line, failure, depth).or_else(|| {
-            (failure.errno == Errno::ACCESS && depth == 0).then(|| Fault::Denied {
+            (failure.errno == Errno::ACCESS && depth == 0).then_some(Fault::Denied {
                 path: shown,
                 uid: stat.st_uid,
                 gid: stat.st_gid,
@@ -335,7 +335,8 @@ fn look(root: &Root, path: &Path, failure: Failure, depth: usize) -> Option<Faul
             Fault::NotAProgram { path: shown }
         });
     }
-    if failure.errno == Errno::ACCESS {
+    // An interpreter that everybody may execute is not the one that was refused.
+    if failure.errno == Errno::ACCESS && (depth == 0 || mode & 0o001 == 0) {
         let (uid, gid) = (stat.st_uid, stat.st_gid);
         return Some(Fault::Denied {
             path: shown,

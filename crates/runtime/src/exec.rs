@@ -9,7 +9,9 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::child::{Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal};
+use crate::child::{
+    Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal, wait_for, word,
+};
 use crate::launch::{Link, Process, Stdio, bits, check_stdio, files, hear, open_root, sockets};
 use crate::plan::{Namespace, ProcessPlan, VERSION};
 use crate::prepare::{self, Prepared};
@@ -135,7 +137,9 @@ pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Proces
         .map_err(Failure::of("pidfd_open"))
         .map_err(unreachable)?;
     knarr_fs::failpoint!("exec.cloned");
-    let link = Link::new(pid, pidfd, socket).ready(None, &plan.process)?;
+    let link = Link::new(pid, pidfd, socket);
+    link.say(word::GO)?;
+    let link = link.ready(None, &plan.process)?;
     drop(stage);
     link.executed(None, &plan.process, move |_| Some(root))
 }
@@ -150,7 +154,8 @@ struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // It ends by itself once it has forked or the socket is closed; if it was killed, too.
+        // It has forked and is about to end, or has failed and said so: nothing is lost.
+        process::kill(&self.pidfd).ok();
         process::wait(&self.pidfd).ok();
     }
 }
@@ -184,43 +189,53 @@ fn enter(job: &Job<'_>) -> i32 {
 
 /// The second child: in the container, up to the exec. Allocates nothing.
 fn inside(job: &Job<'_>) -> i32 {
+    let place = settle(job);
+    // The first child names this one to the parent; nothing is said, or run, before the parent
+    // knows it.
+    if wait_for(job.socket, word::GO).is_err() {
+        return 1;
+    }
     let run = || -> std::result::Result<i32, Fault> {
-        let process = job.process;
-        rustix::process::setsid()
-            .map_err(Failure::of("setsid"))
-            .map_err(Fault::at(Step::Session))?;
-        rustix::process::umask(Mode::empty());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(c"/", flags, Mode::empty())
-            .map_err(Failure::of("openat"))
-            .map_err(Fault::at(Step::Join))?;
-        let folder = OFlags::PATH | OFlags::DIRECTORY;
-        let cwd = open(
-            root.as_fd(),
-            &process.cwd.path,
-            folder,
-            ResolveFlags::empty(),
-        )
-        .map_err(Fault::at(Step::Cwd))?;
-        let terminal = match process.terminal {
-            Some(size) => {
-                let owner = (process.uid, process.gid);
-                let pair = console::open(root.as_fd(), size, owner, None)
-                    .map_err(Fault::at(Step::Console))?;
-                Some(pair)
-            }
-            None => None,
-        };
+        let (cwd, terminal) = place?;
         match &terminal {
             Some(pair) => send_terminal(job.socket, pair.master.as_fd()),
             None => send(job.socket, Message::Ready),
         }
         .map_err(Fault::at(Step::Wait))?;
-        let stdio = ChildStdio::of(job.stdio, terminal.as_ref().map(|pair| pair.slave.as_fd()));
-        finish(process, cwd.as_fd(), &stdio, job.socket, 0)
+        let slave = terminal.as_ref().map(|pair| pair.slave.as_fd());
+        let stdio = ChildStdio::of(job.stdio, slave);
+        finish(job.process, cwd.as_fd(), &stdio, job.socket, 0)
     };
     match run() {
         Ok(code) => code,
         Err(fault) => give_up(job.socket, fault),
     }
+}
+
+/// The working directory and the terminal.
+fn settle(job: &Job<'_>) -> std::result::Result<(OwnedFd, Option<console::Pair>), Fault> {
+    let process = job.process;
+    let session = Fault::at(Step::Session);
+    rustix::process::setsid()
+        .map_err(Failure::of("setsid"))
+        .map_err(&session)?;
+    rustix::process::umask(Mode::empty());
+    let folder = OFlags::PATH | OFlags::DIRECTORY;
+    let root = rustix::fs::open(c"/", folder | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Failure::of("openat"))
+        .map_err(&session)?;
+    let cwd = open(
+        root.as_fd(),
+        &process.cwd.path,
+        folder,
+        ResolveFlags::empty(),
+    )
+    .map_err(Fault::at(Step::Cwd))?;
+    let owner = (process.uid, process.gid);
+    let terminal = process
+        .terminal
+        .map(|size| console::open(root.as_fd(), size, owner, None))
+        .transpose()
+        .map_err(Fault::at(Step::Console))?;
+    Ok((cwd, terminal))
 }

@@ -6,12 +6,12 @@
 use std::os::fd::BorrowedFd;
 
 use knarr_sys::Failure;
-use knarr_sys::child::{Parent, close_all_from, fork, kill, wait_signal};
+use knarr_sys::child::{Parent, close_all_from, close_all_from_but, fork, kill, wait_signal};
 use knarr_sys::clone::Namespaces;
 use knarr_sys::process::{SignalSet, exit_now, reset_signals, set_signal_mask};
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::child::execute;
+use crate::child::{execute, give_up};
 use crate::prepare::Prepared;
 use crate::step::{Fault, Step};
 
@@ -24,14 +24,23 @@ pub(crate) fn run(process: &Prepared, socket: BorrowedFd<'_>) -> Result<i32, Fau
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(Failure::of("prctl"))
         .map_err(&at)?;
-    let (program, pidfd) = fork(Namespaces::NONE, None, Parent::Caller, || {
+    // What both need is left. No owner of a descriptor is dropped any more: fork ends the program's
+    // side, `exit_now` this one.
+    close_all_from_but(3, socket).map_err(&at)?;
+    let forked = fork(Namespaces::NONE, None, Parent::Caller, || {
         program(process, socket)
-    })
-    .map_err(&at)?;
-    // From here on the socket is the program's: it closes by its exec. No owner of a descriptor is
-    // dropped any more.
-    std::mem::forget(pidfd);
-    close_all_from(0).map_err(&at)?;
+    });
+    let program = match forked {
+        Ok((program, pidfd)) => {
+            std::mem::forget(pidfd);
+            program
+        }
+        Err(failure) => exit_now(give_up(socket, at(failure))),
+    };
+    // From here on the socket is the program's: it closes by its exec.
+    if let Err(failure) = close_all_from(0) {
+        exit_now(give_up(socket, at(failure)));
+    }
     exit_now(stay(program, &signals))
 }
 
@@ -49,7 +58,7 @@ fn program(process: &Prepared, socket: BorrowedFd<'_>) -> i32 {
         }
         Err(failure) => Fault::at(Step::CloseFiles)(failure),
     };
-    crate::child::give_up(socket, fault)
+    give_up(socket, fault)
 }
 
 fn stay(program: Pid, signals: &SignalSet) -> i32 {

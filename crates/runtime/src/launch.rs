@@ -111,7 +111,7 @@ impl Link {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    fn say(&self, word: u8) -> Result<()> {
+    pub(crate) fn say(&self, word: u8) -> Result<()> {
         match rustix::net::send(&self.socket, &[word], SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
             // It has failed or died: what it said or how it ended is the better news.

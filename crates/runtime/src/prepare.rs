@@ -636,8 +636,16 @@ fn capabilities(sets: &crate::CapabilitySets, unprivileged: bool) -> Capabilitie
             .map(single)
             .collect(),
         sets: CapabilitySets {
-            effective: set(if unprivileged { &sets.ambient } else { &sets.effective }),
-            permitted: set(if unprivileged { &sets.ambient } else { &sets.permitted }),
+            effective: set(if unprivileged {
+                &sets.ambient
+            } else {
+                &sets.effective
+            }),
+            permitted: set(if unprivileged {
+                &sets.ambient
+            } else {
+                &sets.permitted
+            }),
             inheritable: set(&sets.inheritable),
         },
         ambient: sets.ambient.iter().copied().map(single).collect(),

@@ -129,6 +129,22 @@ pub fn close_all_from(first: RawFd) -> Result<()> {
     unsafe { close_range(first, CloseRange::Close) }
 }
 
+/// [`close_all_from`] without `kept`.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_all_from_but(first: RawFd, kept: BorrowedFd<'_>) -> Result<()> {
+    let kept = kept.as_raw_fd();
+    if kept > first {
+        // SAFETY: as in `close_all_from`.
+        let done = unsafe { libc::syscall(libc::SYS_close_range, first, kept - 1, 0) };
+        if done != 0 {
+            return Err(Failure::last("close_range"));
+        }
+    }
+    close_all_from(first.max(kept + 1))
+}
+
 /// pidfd_send_signal(2) by number; 0 only asks.
 ///
 /// # Errors

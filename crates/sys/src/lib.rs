@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod process;
 pub mod seccomp;
 pub mod spawn;
+pub mod tripwire;
 pub mod writeback;
 
 pub use failure::{Failure, Result};

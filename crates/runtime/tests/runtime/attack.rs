@@ -26,7 +26,11 @@ impl Sentinel {
         while let Some(dir) = todo.pop() {
             for entry in fs::read_dir(&dir).unwrap() {
                 let entry = entry.unwrap();
-                found.push(format!("{} {:?}", entry.path().display(), entry.file_type().unwrap()));
+                found.push(format!(
+                    "{} {:?}",
+                    entry.path().display(),
+                    entry.file_type().unwrap()
+                ));
                 if entry.file_type().unwrap().is_dir() {
                     todo.push(entry.path());
                 }
@@ -57,15 +61,24 @@ fn links_of_the_image_lead_nowhere_but_into_the_image() {
             let inside = sentinel.dir.strip_prefix("/").unwrap();
             fs::create_dir_all(image.path("").join(inside)).unwrap();
             let mut config = config(&["true"]);
-            config.mounts.push(mount("/etc/new/place", "tmpfs", "tmpfs", &[]));
-            config.mounts.push(mount("/run/new", "bind", "/bin", &["rbind", "ro"]));
-            config.mounts.push(mount("/srv/file", "bind", "/bin/busybox", &["bind", "ro"]));
+            config
+                .mounts
+                .push(mount("/etc/new/place", "tmpfs", "tmpfs", &[]));
+            config
+                .mounts
+                .push(mount("/run/new", "bind", "/bin", &["rbind", "ro"]));
+            config
+                .mounts
+                .push(mount("/srv/file", "bind", "/bin/busybox", &["bind", "ro"]));
             process(&mut config).cwd = format!("/{link}/cwd");
             let result = run(&image, &config);
             if matches!(link, "proc" | "sys") {
                 // Nobody would find them where they are expected.
                 let error = report(&result.unwrap_err());
-                assert!(error.contains(&format!("place /{link} to mount on")), "{error}");
+                assert!(
+                    error.contains(&format!("place /{link} to mount on")),
+                    "{error}"
+                );
                 assert!(error.contains("ELOOP"), "{error}");
             } else if let Err(error) = result {
                 panic!("{link}: {}", report(&error));
@@ -86,10 +99,15 @@ fn a_masked_path_is_not_covered_by_what_the_image_calls_dev_null() {
         "echo pwned 2>/dev/zero >/proc/interrupts; stat -c %t:%T /proc/interrupts; \
          echo pwned 2>/dev/zero >/proc/keys; stat -c '%F' /dev/null",
     );
-    config.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
+    config
+        .mounts
+        .retain(|mount| !mount.destination.starts_with("/dev"));
     let done = output(&image, &config);
     assert_eq!(done.out, "1:3\ncharacter special file\n", "{}", done.err);
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), before);
+    assert_eq!(
+        fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(),
+        before
+    );
 }
 
 #[test]
@@ -104,7 +122,9 @@ fn kernel_parameters_do_not_go_through_a_prepared_proc() {
     // A volume instead of procfs.
     let mut config = shell("cat /proc/sys/net/ipv4/ip_forward");
     config.mounts[0] = mount("/proc", "bind", fake.to_str().unwrap(), &["rbind"]);
-    linux(&mut config).sysctl.insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
+    linux(&mut config)
+        .sysctl
+        .insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
     linux(&mut config).masked_paths.clear();
     linux(&mut config).readonly_paths.clear();
     let done = output(&image, &config);
@@ -138,7 +158,11 @@ fn a_working_directory_cannot_be_outside() {
     let _dir = fs::File::open("/").unwrap();
     symlink("/proc/self/fd/7", image.path("link")).unwrap();
     let mut cwds: Vec<String> = (3..24).map(|fd| format!("/proc/self/fd/{fd}")).collect();
-    cwds.extend(["/link".to_owned(), "/proc/1/root".to_owned(), "/proc/self/cwd".to_owned()]);
+    cwds.extend([
+        "/link".to_owned(),
+        "/proc/1/root".to_owned(),
+        "/proc/self/cwd".to_owned(),
+    ]);
     for cwd in cwds {
         let mut config = shell("pwd; ls /work");
         process(&mut config).cwd.clone_from(&cwd);
@@ -166,11 +190,17 @@ fn a_script_that_names_the_runtime_as_its_interpreter_cannot_write_it() {
     fs::copy("/proc/self/exe", &copy).unwrap();
     let sealed = knarr_runtime::seal::Executable::open(&copy).unwrap();
     let before = fs::metadata("/proc/self/exe").unwrap().modified().unwrap();
-    let error = rustix::fs::open(sealed.path(), rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+    let error = rustix::fs::open(
+        sealed.path(),
+        rustix::fs::OFlags::RDWR,
+        rustix::fs::Mode::empty(),
+    );
     assert_eq!(error.unwrap_err(), rustix::io::Errno::ROFS);
     // As init of a container: pid 1 is ours, and its executable is not to be had.
-    let options =
-        knarr_runtime::PlanOptions { init: true, ..knarr_runtime::PlanOptions::default() };
+    let options = knarr_runtime::PlanOptions {
+        init: true,
+        ..knarr_runtime::PlanOptions::default()
+    };
     let plan = knarr_runtime::plan(
         &shell("exec 3</proc/1/exe && echo open; ls /proc/1/fd /proc/1/map_files; true"),
         &options,
@@ -178,7 +208,10 @@ fn a_script_that_names_the_runtime_as_its_interpreter_cannot_write_it() {
     .unwrap();
     let done = crate::support::run_plan(&image, &plan).unwrap();
     assert_eq!(done.out, "", "{}", done.err);
-    assert_eq!(fs::metadata("/proc/self/exe").unwrap().modified().unwrap(), before);
+    assert_eq!(
+        fs::metadata("/proc/self/exe").unwrap().modified().unwrap(),
+        before
+    );
 }
 
 #[test]
@@ -195,9 +228,15 @@ fn a_shared_volume_cannot_be_swapped_under_a_mount() {
     symlink(&sentinel.dir, volume.join("b")).unwrap();
     let stop = AtomicBool::new(false);
     let mut config = config(&["true"]);
-    config.mounts.push(mount("/v", "bind", volume.to_str().unwrap(), &["rbind"]));
-    config.mounts.push(mount("/v/a/made", "tmpfs", "tmpfs", &[]));
-    config.mounts.push(mount("/v/a/file", "bind", "/bin/busybox", &["bind", "ro"]));
+    config
+        .mounts
+        .push(mount("/v", "bind", volume.to_str().unwrap(), &["rbind"]));
+    config
+        .mounts
+        .push(mount("/v/a/made", "tmpfs", "tmpfs", &[]));
+    config
+        .mounts
+        .push(mount("/v/a/file", "bind", "/bin/busybox", &["bind", "ro"]));
     let plan = crate::support::plan(&config);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -103,8 +103,16 @@ fn the_reason_is_found() {
             "126 error: /bin/text is a script without a `#!` line: exec format error\n  \
              hint: begin it with `#!/bin/sh`, or run it as `sh SCRIPT`",
         ),
-        ("empty", 0, "126 error: /bin/empty is empty: exec format error"),
-        ("binary", 0, "126 error: /bin/binary is not a program: exec format error"),
+        (
+            "empty",
+            0,
+            "126 error: /bin/empty is empty: exec format error",
+        ),
+        (
+            "binary",
+            0,
+            "126 error: /bin/binary is not a program: exec format error",
+        ),
         (
             "private",
             1001,
@@ -121,7 +129,9 @@ fn the_reason_is_found() {
     ] {
         let mut config = config(&[command]);
         let top = image.top().to_string_lossy().into_owned();
-        config.mounts.push(mount("/noexec", "bind", &top, &["bind", "noexec"]));
+        config
+            .mounts
+            .push(mount("/noexec", "bind", &top, &["bind", "noexec"]));
         process(&mut config).user.uid = uid;
         if uid != 0 {
             let caps = process(&mut config).capabilities.as_mut().unwrap();

@@ -7,14 +7,33 @@ use knarr_spec::runtime::{Config, Device, IdMapping, Namespace, Rlimit};
 fn rich() -> (Config, PlanOptions) {
     let mut config = config(&["sh", "-c", "echo it's"]);
     config.root.as_mut().unwrap().readonly = true;
-    config.mounts.push(mount("/data", "bind", "/srv/data", &["rbind", "ro", "rnosuid", "rslave"]));
-    config.mounts.push(mount("/run", "tmpfs", "tmpfs", &["tmpcopyup", "noexec", "size=1m"]));
+    config.mounts.push(mount(
+        "/data",
+        "bind",
+        "/srv/data",
+        &["rbind", "ro", "rnosuid", "rslave"],
+    ));
+    config.mounts.push(mount(
+        "/run",
+        "tmpfs",
+        "tmpfs",
+        &["tmpcopyup", "noexec", "size=1m"],
+    ));
     let linux = linux(&mut config);
-    linux.namespaces.push(Namespace { kind: "user".to_owned(), path: None });
-    let map = vec![IdMapping { container_id: 0, host_id: 100_000, size: 65536 }];
+    linux.namespaces.push(Namespace {
+        kind: "user".to_owned(),
+        path: None,
+    });
+    let map = vec![IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        size: 65536,
+    }];
     (linux.uid_mappings, linux.gid_mappings) = (map.clone(), map);
     linux.namespaces[4].path = Some("/proc/7/ns/net".to_owned());
-    linux.sysctl.insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
+    linux
+        .sysctl
+        .insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
     linux.devices = vec![Device {
         path: "/dev/fuse".to_owned(),
         kind: "c".to_owned(),
@@ -25,14 +44,20 @@ fn rich() -> (Config, PlanOptions) {
         ..Device::default()
     }];
     let process = process(&mut config);
-    process.rlimits =
-        vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), soft: 1024, hard: u64::MAX }];
+    process.rlimits = vec![Rlimit {
+        kind: "RLIMIT_NOFILE".to_owned(),
+        soft: 1024,
+        hard: u64::MAX,
+    }];
     process.user.umask = Some(0o27);
     process.no_new_privileges = true;
     process.oom_score_adj = Some(-5);
     process.terminal = true;
     let options = PlanOptions {
-        user: Some(UserPlan::Lookup { spec: "app".to_owned(), group_add: strings(&["video"]) }),
+        user: Some(UserPlan::Lookup {
+            spec: "app".to_owned(),
+            group_add: strings(&["video"]),
+        }),
         init: true,
         ..PlanOptions::default()
     };
@@ -41,7 +66,9 @@ fn rich() -> (Config, PlanOptions) {
 
 /// Compares with a file beside this one; `KNARR_BLESS=1` renews it.
 fn golden(name: &str, text: &str) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
     if std::env::var_os("KNARR_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
@@ -54,11 +81,17 @@ fn golden(name: &str, text: &str) {
 fn plans_read_as_before() {
     let plain = knarr_runtime::plan(&config(&["true"]), &PlanOptions::default()).unwrap();
     golden("plain.txt", &format!("{plain}\n"));
-    golden("plain.json", &format!("{}\n", serde_json::to_string_pretty(&plain).unwrap()));
+    golden(
+        "plain.json",
+        &format!("{}\n", serde_json::to_string_pretty(&plain).unwrap()),
+    );
     let (config, options) = rich();
     let rich = knarr_runtime::plan(&config, &options).unwrap();
     golden("rich.txt", &format!("{rich}\n"));
-    golden("rich.json", &format!("{}\n", serde_json::to_string_pretty(&rich).unwrap()));
+    golden(
+        "rich.json",
+        &format!("{}\n", serde_json::to_string_pretty(&rich).unwrap()),
+    );
 }
 
 #[test]
@@ -75,8 +108,14 @@ fn what_cannot_be_is_told_with_its_field() {
     let cases: &[(Change, &str)] = &[
         (|c| c.process = None, "process: missing"),
         (|c| process(c).args.clear(), "process.args: no command"),
-        (|c| process(c).cwd = "x".into(), "process.cwd: `x` is not an absolute path"),
-        (|c| process(c).env = strings(&["A"]), "process.env: `A` is not NAME=value"),
+        (
+            |c| process(c).cwd = "x".into(),
+            "process.cwd: `x` is not an absolute path",
+        ),
+        (
+            |c| process(c).env = strings(&["A"]),
+            "process.env: `A` is not NAME=value",
+        ),
         (
             |c| {
                 process(c).capabilities.as_mut().unwrap().bounding = strings(&["CAP_NO"]);
@@ -85,15 +124,21 @@ fn what_cannot_be_is_told_with_its_field() {
         ),
         (
             |c| {
-                process(c).rlimits =
-                    vec![Rlimit { kind: "RLIMIT_X".into(), soft: 1, hard: 1 }];
+                process(c).rlimits = vec![Rlimit {
+                    kind: "RLIMIT_X".into(),
+                    soft: 1,
+                    hard: 1,
+                }];
             },
             "process.rlimits[0]: `RLIMIT_X` is not a resource limit",
         ),
         (
             |c| {
-                process(c).rlimits =
-                    vec![Rlimit { kind: "RLIMIT_AS".into(), soft: 2, hard: 1 }];
+                process(c).rlimits = vec![Rlimit {
+                    kind: "RLIMIT_AS".into(),
+                    soft: 2,
+                    hard: 1,
+                }];
             },
             "process.rlimits[0]: the soft limit is above the hard limit",
         ),
@@ -114,7 +159,10 @@ fn what_cannot_be_is_told_with_its_field() {
             "mounts[7].destination: a mount over the root is not served",
         ),
         (
-            |c| c.mounts.push(mount("/x", "bind", "/y", &["bind", "size=1"])),
+            |c| {
+                c.mounts
+                    .push(mount("/x", "bind", "/y", &["bind", "size=1"]))
+            },
             "mounts[7].options: `size=1` is not an option of a bind mount",
         ),
         (
@@ -127,13 +175,19 @@ fn what_cannot_be_is_told_with_its_field() {
         ),
         (
             |c| {
-                linux(c).namespaces.push(Namespace { kind: "pid".into(), path: None });
+                linux(c).namespaces.push(Namespace {
+                    kind: "pid".into(),
+                    path: None,
+                });
             },
             "linux.namespaces[6]: `pid` is listed twice",
         ),
         (
             |c| {
-                linux(c).namespaces.push(Namespace { kind: "x".into(), path: None });
+                linux(c).namespaces.push(Namespace {
+                    kind: "x".into(),
+                    path: None,
+                });
             },
             "linux.namespaces[6]: `x` is not a kind of namespace",
         ),
@@ -155,19 +209,26 @@ fn what_cannot_be_is_told_with_its_field() {
         (
             |c| {
                 linux(c).namespaces.retain(|n| n.kind != "network");
-                linux(c).sysctl.insert("net.ipv4.ip_forward".into(), "1".into());
+                linux(c)
+                    .sysctl
+                    .insert("net.ipv4.ip_forward".into(), "1".into());
             },
             "linux.sysctl[net.ipv4.ip_forward]: not allowed in the host's network namespace",
         ),
         (
             |c| {
-                linux(c).sysctl.insert("net/../kernel/panic".into(), "1".into());
+                linux(c)
+                    .sysctl
+                    .insert("net/../kernel/panic".into(), "1".into());
             },
             "linux.sysctl[net/../kernel/panic]: not the name of a kernel parameter",
         ),
         (
             |c| {
-                linux(c).namespaces.push(Namespace { kind: "user".into(), path: None });
+                linux(c).namespaces.push(Namespace {
+                    kind: "user".into(),
+                    path: None,
+                });
             },
             "linux.uidMappings: a new user namespace needs a map",
         ),

@@ -37,6 +37,7 @@ static PROGRAMS: RwLock<()> = RwLock::new(());
 
 /// Whether a test that needs root must be passed over.
 pub(crate) fn must_skip(test: &str) -> bool {
+    crate::HEAP.arm();
     let reason = if !rustix::process::geteuid().is_root() {
         "not root"
     } else if !Path::new("/bin/busybox").exists() {
@@ -67,7 +68,9 @@ impl Image {
         let top = knarr_fs::TempDir::new_in(&std::env::temp_dir().join("knarr-runtime-tests"));
         let image = Self { top: top.unwrap() };
         // Hosts that run tests may have restrictive defaults; other users must get in.
-        for dir in ["bin", "proc", "sys", "dev", "etc", "tmp", "root", "home/app", "var"] {
+        for dir in [
+            "bin", "proc", "sys", "dev", "etc", "tmp", "root", "home/app", "var",
+        ] {
             fs::create_dir_all(image.path(dir)).unwrap();
         }
         chmod(image.top(), 0o755);
@@ -145,7 +148,10 @@ pub(crate) fn mount(destination: &str, kind: &str, source: &str, options: &[&str
 pub(crate) fn config(args: &[&str]) -> Config {
     let mut config = Config {
         oci_version: "1.3.0".to_owned(),
-        root: Some(Root { path: "rootfs".to_owned(), readonly: false }),
+        root: Some(Root {
+            path: "rootfs".to_owned(),
+            readonly: false,
+        }),
         hostname: Some("knarr-test".to_owned()),
         ..Config::default()
     };
@@ -175,11 +181,33 @@ pub(crate) fn config(args: &[&str]) -> Config {
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["ro", "nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
         mount(
             "/dev/shm",
             "tmpfs",
@@ -190,7 +218,10 @@ pub(crate) fn config(args: &[&str]) -> Config {
     config.linux = Some(Linux {
         namespaces: ["mount", "uts", "pid", "ipc", "network", "cgroup"]
             .iter()
-            .map(|kind| Namespace { kind: (*kind).to_owned(), path: None })
+            .map(|kind| Namespace {
+                kind: (*kind).to_owned(),
+                path: None,
+            })
             .collect(),
         masked_paths: strings(&[
             "/proc/asound",
@@ -265,7 +296,13 @@ pub(crate) fn pipes() -> (Stdio, [OwnedFd; 2]) {
 
 pub(crate) fn run_plan(image: &Image, plan: &Plan) -> Result<Done, Error> {
     let (stdio, reads) = pipes();
-    let launch = Launch { plan, rootfs: image.mount(), stdio, cgroup: None, binds: Vec::new() };
+    let launch = Launch {
+        plan,
+        rootfs: image.mount(),
+        stdio,
+        cgroup: None,
+        binds: Vec::new(),
+    };
     let started = {
         let _together = together();
         knarr_runtime::begin(launch).and_then(Begun::start)
@@ -281,7 +318,13 @@ pub(crate) fn together() -> std::sync::RwLockReadGuard<'static, ()> {
 /// Starts it and leaves it running.
 pub(crate) fn start(image: &Image, plan: &Plan) -> (Guard, [OwnedFd; 2]) {
     let (stdio, reads) = pipes();
-    let launch = Launch { plan, rootfs: image.mount(), stdio, cgroup: None, binds: Vec::new() };
+    let launch = Launch {
+        plan,
+        rootfs: image.mount(),
+        stdio,
+        cgroup: None,
+        binds: Vec::new(),
+    };
     let init = {
         let _together = together();
         knarr_runtime::create(launch).and_then(|created| created.start())

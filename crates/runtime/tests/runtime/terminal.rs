@@ -10,14 +10,23 @@ use knarr_spec::runtime::{Config, ConsoleSize};
 fn with_terminal(script: &str) -> Config {
     let mut config = shell(script);
     process(&mut config).terminal = true;
-    process(&mut config).console_size = Some(ConsoleSize { height: 33, width: 77 });
+    process(&mut config).console_size = Some(ConsoleSize {
+        height: 33,
+        width: 77,
+    });
     config
 }
 
 fn launch(image: &Image, config: &Config) -> Result<(Guard, String), knarr_runtime::Error> {
     let plan = plan(config);
     let (rootfs, stdio) = (image.mount(), Stdio::Terminal);
-    let launch = Launch { plan: &plan, rootfs, stdio, cgroup: None, binds: Vec::new() };
+    let launch = Launch {
+        plan: &plan,
+        rootfs,
+        stdio,
+        cgroup: None,
+        binds: Vec::new(),
+    };
     let mut init = {
         let _together = together();
         knarr_runtime::begin(launch)?.start()?
@@ -39,8 +48,15 @@ fn a_terminal_is_the_containers_own() {
     let lines: Vec<_> = said.lines().map(str::trim).collect();
     assert_eq!(lines[0], "/dev/pts/0", "{said}");
     assert_eq!(lines[1], "33 77");
-    assert!(lines[2].starts_with("crw--w----") && lines[2].contains("136,   0"), "{said}");
-    assert_eq!(lines[3..], ["1001 tty", "hi", "err", "there", "0 1 2 3"], "{said}");
+    assert!(
+        lines[2].starts_with("crw--w----") && lines[2].contains("136,   0"),
+        "{said}"
+    );
+    assert_eq!(
+        lines[3..],
+        ["1001 tty", "hi", "err", "there", "0 1 2 3"],
+        "{said}"
+    );
     let exit = knarr_runtime::process::wait(&init.0.pidfd).unwrap();
     assert_eq!(exit, knarr_runtime::process::Exit::Code(0));
     std::mem::forget(init);
@@ -50,11 +66,22 @@ fn a_terminal_is_the_containers_own() {
 fn an_interrupt_reaches_the_program_behind_init() {
     skip!("an_interrupt_reaches_the_program_behind_init");
     let image = Image::new();
-    let config = with_terminal("trap 'echo interrupted; exit 4' INT; echo ready; sleep 10");
-    let options = knarr_runtime::PlanOptions { init: true, ..Default::default() };
+    let config = with_terminal(
+        "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.05; done",
+    );
+    let options = knarr_runtime::PlanOptions {
+        init: true,
+        ..Default::default()
+    };
     let plan = knarr_runtime::plan(&config, &options).unwrap();
     let (rootfs, stdio) = (image.mount(), Stdio::Terminal);
-    let launch = Launch { plan: &plan, rootfs, stdio, cgroup: None, binds: Vec::new() };
+    let launch = Launch {
+        plan: &plan,
+        rootfs,
+        stdio,
+        cgroup: None,
+        binds: Vec::new(),
+    };
     let mut init = knarr_runtime::begin(launch).unwrap().start().unwrap();
     let master = init.terminal.take().unwrap();
     let guard = Guard(init);
@@ -83,7 +110,10 @@ fn a_console_that_the_image_prepared_is_not_followed() {
     let mut config = with_terminal("tty");
     config.mounts.retain(|mount| mount.destination != "/dev");
     let error = report(&launch(&image, &config).map(drop).unwrap_err());
-    assert!(error.starts_with("error: cannot open a terminal in the container"), "{error}");
+    assert!(
+        error.starts_with("error: cannot open a terminal in the container"),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(&host).unwrap(), "host");
     // A ptmx that is no multiplexer.
     let image = Image::new();
@@ -97,8 +127,13 @@ fn a_console_that_the_image_prepared_is_not_followed() {
     )
     .unwrap();
     let mut config = with_terminal("tty");
-    config.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
+    config
+        .mounts
+        .retain(|mount| !mount.destination.starts_with("/dev"));
     let error = report(&launch(&image, &config).map(drop).unwrap_err());
-    assert!(error.contains("cannot open a terminal in the container"), "{error}");
+    assert!(
+        error.contains("cannot open a terminal in the container"),
+        "{error}"
+    );
     assert!(error.contains("ENOTTY"), "{error}");
 }
