@@ -15,13 +15,27 @@
 //! <data>/volumes/<name>/        volume.json data/
 //! <data>/userns/<start>         symlink to the id that leases these 65536 ids
 //! <run>/boot-id                 which boot the run root belongs to
-//! <run>/containers/<id>/        lock state.json monitor.sock …; container.json of a --rm container
+//! <run>/containers/<id>/        lock state.json monitor.sock …; container.json of a --rm container;
+//!                               intent.json while it is made, renamed or removed
 //! ```
 //!
 //! Invariants:
 //! - A container exists once its folder has its final name: everything before is in a `.tmp-` folder.
 //! - Only the holder of `<run>/containers/<id>/lock` changes a container or rolls it back.
+//! - What has no other trace of whose it is stands in `intent.json` before it is made or taken
+//!   away, so the next call on a container undoes or finishes what a killed one began.
 //! - What an image says (its labels, its volumes, its user) never becomes what Knarr does.
+//!
+//! ```no_run
+//! use knarr_engine::{CreateRequest, Engine, Settings, StartOptions, image::Silent};
+//! let engine = Engine::open(Settings::locate(None, None)?)?;
+//! let mut request = CreateRequest::default();
+//! request.config.image = "debian".to_owned();
+//! request.config.cmd = Some(vec!["true".to_owned()]);
+//! let (created, _) = engine.run(&request, &StartOptions::default(), &Silent)?;
+//! assert_eq!(engine.resolve(created.name.as_str())?, created.id);
+//! # Ok::<(), knarr_engine::Error>(())
+//! ```
 
 mod check;
 mod container;
