@@ -303,6 +303,20 @@ pub fn observe(run: &Path) -> Result<Option<Observed>> {
     Ok(None)
 }
 
+/// Tells how a container was, from the `state.json` in its data folder, where [`observe`] knows
+/// nothing: the run root went with a reboot, and so did every container that ran.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn remembered(data: &Path) -> Result<Option<State>> {
+    match State::load(data) {
+        Ok(Some(state)) if state.status.is_alive() => Ok(Some(undo::lost_end(state))),
+        // It was being written when the power went.
+        Err(Error::State { .. }) => Ok(None),
+        state => state,
+    }
+}
+
 /// Whether a process lives; its zombie does not. The boot is the run root's: another one wipes it.
 fn is_alive(process: ProcessId) -> Result<bool> {
     let path = format!("/proc/{}/stat", process.pid);

@@ -105,6 +105,24 @@ pub(crate) fn now() -> String {
     text
 }
 
+/// When this boot began, in the same form.
+pub(crate) fn boot() -> String {
+    use rustix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::Realtime).tv_sec;
+    let seconds = now - clock_gettime(ClockId::Boottime).tv_sec;
+    let mut text = String::with_capacity(30);
+    write!(
+        text,
+        "{}",
+        Timestamp {
+            seconds,
+            nanoseconds: 0
+        }
+    )
+    .unwrap_or_default();
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -224,10 +224,23 @@ pub(crate) fn unseen_end(mut state: State) -> State {
             "its monitor was killed and nobody saw the end: the exit code is not known".to_owned(),
         );
     }
+    state.finished_at.get_or_insert_with(crate::clock::now);
+    over(state)
+}
+
+/// The state of a container that ran when the machine went down.
+pub(crate) fn lost_end(mut state: State) -> State {
+    state.exit_code = Some(255);
+    state.error = Some("the machine was restarted while it ran".to_owned());
+    // Nobody knows when that was; it had ended when this boot began.
+    state.finished_at.get_or_insert_with(crate::clock::boot);
+    over(state)
+}
+
+fn over(mut state: State) -> State {
     state.status = Status::Exited;
     state.process = None;
     state.monitor = None;
-    state.finished_at.get_or_insert_with(crate::clock::now);
     state
 }
 

@@ -235,8 +235,10 @@ impl Watch {
             run,
             layout,
             held,
+            paths,
             ..
         } = self;
+        let data = paths.data.as_deref();
         let container = start::start(request, layout, |process| {
             state.status = Status::Running;
             state.process = Some(process);
@@ -245,7 +247,9 @@ impl Watch {
             state.exit_code = None;
             state.error = None;
             state.oom_killed = false;
-            state.save(run, Durability::Volatile)
+            state.save(run, Durability::Volatile)?;
+            // After a reboot this is what tells that it ran.
+            data.map_or(Ok(()), |data| state.save(data, Durability::Volatile))
         })?;
         let Container {
             pid,
