@@ -1,7 +1,7 @@
 //! Knarr's own files: whole reads, atomic writes, durable renames.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -33,11 +33,18 @@ pub fn open_read(path: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// As open(2) and read(2).
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut file = std::fs::File::from(open_read(path)?);
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)
-        .map_err(Error::of_io("read", "read", path))?;
-    Ok(bytes)
+    let file = open_read(path)?;
+    // Almost all fit, and then two calls do it.
+    let mut bytes = Vec::with_capacity(4 << 10);
+    loop {
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Ok(0) => return Ok(bytes),
+            // Twice as much each time.
+            Ok(_) => bytes.reserve(1),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::of("read", "read", path)(errno)),
+        }
+    }
 }
 
 /// Reads a whole file of text.

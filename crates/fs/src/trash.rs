@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Result, TempDir, create_dir_all, file_names, remove_tree, rename};
+use crate::{Error, Result, create_dir_all, file_names, remove_tree, rename};
 
 /// A folder `trash/` on the same file system as what is thrown into it.
 ///
@@ -26,28 +26,20 @@ impl Trash {
     /// # Errors
     /// As rename(2).
     pub fn throw(&self, path: &Path) -> Result<()> {
+        let mut random = [0u8; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(Error::of("get random bytes for", "getrandom", &self.path))?;
+        let place = format!("{:016x}", u64::from_ne_bytes(random));
+        let place = self.path.join(place);
+        match rename(path, &place) {
+            // Either it or the trash is not there.
+            Err(error) if error.is_not_found() => {}
+            result => return result,
+        }
         create_dir_all(&self.path)?;
-        let place = TempDir::new_in(&self.path)?;
-        // `<random>/<name>`: the random folder makes it unique, its name visible to `empty`.
-        let bin = self.path.join(
-            place
-                .path()
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .trim_start_matches('.'),
-        );
-        place.publish(&bin, crate::Durability::Volatile)?;
-        match rename(path, &bin.join(path.file_name().unwrap_or_default())) {
-            Err(error) => {
-                remove_tree(&bin)?;
-                if error.is_not_found() {
-                    Ok(())
-                } else {
-                    Err(error)
-                }
-            }
-            Ok(()) => Ok(()),
+        match rename(path, &place) {
+            Err(error) if error.is_not_found() => Ok(()),
+            result => result,
         }
     }
 
