@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use knarr_sys::Failure;
 use rustix::io::Errno;
@@ -49,13 +50,17 @@ impl fmt::Display for Exit {
     }
 }
 
-/// This boot, from `/proc/sys/kernel/random/boot_id`.
+/// This boot, from `/proc/sys/kernel/random/boot_id`, read once.
 ///
 /// # Errors
 /// As open(2) and read(2).
 pub fn boot_id() -> knarr_fs::Result<String> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(boot) = BOOT.get() {
+        return Ok(boot.clone());
+    }
     let text = knarr_fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))?;
-    Ok(text.trim().to_owned())
+    Ok(BOOT.get_or_init(|| text.trim().to_owned()).clone())
 }
 
 /// When a process started, in clock ticks since boot; `None` where there is no such process or
