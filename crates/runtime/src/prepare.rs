@@ -489,9 +489,23 @@ fn prepare_device(device: &crate::DevicePlan, bind: bool) -> Result<Device> {
         DeviceKind::Fifo => FileType::Fifo,
     };
     let source = if bind && device.kind != DeviceKind::Fifo {
-        // By its own path: this is the host's tree, and what is found there is verified.
-        let path = Path::new(&device.path);
-        DeviceSource::Tree(host_device(path, kind, device.major, device.minor)?)
+        // By its own path, or where the kernel says it is: this is the host's tree, and what is
+        // found there is verified.
+        let (major, minor) = (device.major, device.minor);
+        let tree = host_device(Path::new(&device.path), kind, major, minor).or_else(|error| {
+            let class = if kind == FileType::BlockDevice {
+                "block"
+            } else {
+                "char"
+            };
+            let uevent = format!("/sys/dev/{class}/{major}:{minor}/uevent");
+            let text = knarr_fs::read_to_string(Path::new(&uevent)).unwrap_or_default();
+            match text.lines().find_map(|line| line.strip_prefix("DEVNAME=")) {
+                Some(name) => host_device(&Path::new("/dev").join(name), kind, major, minor),
+                None => Err(error),
+            }
+        })?;
+        DeviceSource::Tree(tree)
     } else {
         DeviceSource::Node {
             kind,

@@ -566,6 +566,71 @@ fn a_container_is_born_in_its_cgroup() {
 }
 
 #[test]
+fn cgroup_v1_is_seen_from_where_the_container_is() {
+    skip!("cgroup_v1_is_seen_from_where_the_container_is");
+    let base = std::path::Path::new("/sys/fs/cgroup/memory");
+    if !base.join("cgroup.procs").exists() {
+        eprintln!("SKIP cgroup_v1_is_seen_from_where_the_container_is: no cgroup v1");
+        return;
+    }
+    let image = Image::new();
+    let name = format!(
+        "knarr-runtime-v1-{}",
+        rustix::process::getpid().as_raw_nonzero()
+    );
+    let dir = base.join(&name);
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("memory.limit_in_bytes"), "67108864").unwrap();
+    let hierarchy = |name: &str, controllers: &str| knarr_runtime::CgroupHierarchy {
+        name: name.to_owned(),
+        controllers: controllers.to_owned(),
+    };
+    let options = PlanOptions {
+        cgroup_view: knarr_runtime::CgroupView::Hierarchies(vec![
+            hierarchy("memory", "memory"),
+            hierarchy("unified", ""),
+        ]),
+        ..PlanOptions::default()
+    };
+    let script = "ls /sys/fs/cgroup; cat /sys/fs/cgroup/memory/memory.limit_in_bytes; \
+        grep memory /proc/self/cgroup | cut -d: -f2-; touch /sys/fs/cgroup/x 2>&1; \
+        echo 1 2>/dev/null >/sys/fs/cgroup/memory/cgroup.procs || echo ro";
+    let plan = knarr_runtime::plan(&shell(script), &options).unwrap();
+    assert!(plan.waits_for_cgroups());
+    let (stdio, reads) = crate::support::pipes();
+    let started = knarr_runtime::begin(knarr_runtime::Launch {
+        plan: &plan,
+        rootfs: image.mount(),
+        stdio,
+        cgroup: None,
+        binds: Vec::new(),
+    })
+    .and_then(|mut begun| {
+        fs::write(
+            dir.join("cgroup.procs"),
+            begun.pid().as_raw_nonzero().to_string(),
+        )
+        .unwrap();
+        begun.joined()?;
+        begun.start()
+    })
+    .map(|init| crate::support::finish(init, reads));
+    // The last process may still be on its way out of the group.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while fs::remove_dir(&dir).is_err() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    let done = started.unwrap();
+    assert_eq!(
+        done.out,
+        "memory\nunified\n67108864\nmemory:/\ntouch: /sys/fs/cgroup/x: Read-only file system\n\
+         ro\n",
+        "{}",
+        done.err
+    );
+}
+
+#[test]
 fn what_fails_is_named() {
     skip!("what_fails_is_named");
     let image = Image::new();

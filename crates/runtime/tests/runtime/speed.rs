@@ -38,6 +38,40 @@ fn a_start_takes_milliseconds() {
 }
 
 #[test]
+fn an_exec_takes_milliseconds() {
+    skip!("an_exec_takes_milliseconds");
+    let image = Image::new();
+    let plan = plan(&config(&["sleep", "60"]));
+    let (container, _reads) = crate::support::start(&image, &plan);
+    let pidfd = std::os::fd::AsFd::as_fd(&container.0.pidfd);
+    let target = knarr_runtime::Target {
+        pid: container.0.pid,
+        pidfd,
+        cgroup: None,
+    };
+    let args = vec!["true".to_owned()];
+    let process = knarr_runtime::ProcessPlan {
+        args,
+        ..plan.process.clone()
+    };
+    let exec = knarr_runtime::ExecPlan::new(&plan, process);
+    let _together = together();
+    let mut times: Vec<_> = (0..50)
+        .map(|_| {
+            let (stdio, _reads) = pipes();
+            let begin = Instant::now();
+            let process = knarr_runtime::exec(&target, &exec, stdio).unwrap();
+            let started = begin.elapsed().as_micros();
+            knarr_runtime::process::wait(&process.pidfd).unwrap();
+            (started, begin.elapsed().as_micros())
+        })
+        .collect();
+    times.sort_unstable();
+    let (start, whole) = times[times.len() / 2];
+    eprintln!("exec {start} µs, to the end {whole} µs (medians of 50, this build)");
+}
+
+#[test]
 fn a_start_takes_few_system_calls() {
     skip!("a_start_takes_few_system_calls");
     let tracer = std::process::Command::new("strace").arg("-V").output();

@@ -79,7 +79,7 @@ impl Image {
         for applet in [
             "sh", "true", "false", "cat", "echo", "id", "ls", "hostname", "mount", "stat", "touch",
             "sleep", "ps", "kill", "tty", "stty", "grep", "readlink", "pwd", "mkdir", "test",
-            "ifconfig", "env", "tr", "mknod", "umount", "head", "wc", "rm", "ulimit", "uname",
+            "ifconfig", "env", "tr", "mknod", "umount", "head", "wc", "rm", "cut", "uname",
         ] {
             symlink("busybox", image.path("bin").join(applet)).unwrap();
         }
