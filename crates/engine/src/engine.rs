@@ -61,6 +61,10 @@ impl Engine {
         let mut warnings = std::mem::take(&mut draft.warnings);
         warnings.extend(self.limits(&draft)?);
         let (record, lock) = self.publish(request.name.as_deref(), draft)?;
+        if !record.host.auto_remove {
+            // It has nothing to tell until it is started, and lists need not look.
+            knarr_fs::remove_tree(&self.settings.run_dir(&record.id))?;
+        }
         drop(lock);
         Ok(Self::created(&record, warnings))
     }

@@ -1,5 +1,6 @@
 //! From what people type to a container, and what a call finds there.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use knarr_fs::{Lock, Trash, failpoint};
@@ -98,21 +99,26 @@ impl Engine {
             || self.settings().run_dir(id).join(FILE).exists()
     }
 
-    /// The ids of all containers, half-made ones included, in no order.
+    /// The ids of all containers, half-made ones included.
     pub(crate) fn ids(&self) -> Result<Vec<ContainerId>> {
-        let mut ids = std::collections::BTreeSet::new();
-        for folder in [
-            self.settings().containers(),
-            self.settings().run_containers(),
+        Ok(self.places()?.into_keys().collect())
+    }
+
+    /// The same, and whether there is a run folder: without one it is not running, and nobody works
+    /// on it.
+    pub(crate) fn places(&self) -> Result<BTreeMap<ContainerId, bool>> {
+        let mut places = BTreeMap::new();
+        for (folder, run) in [
+            (self.settings().containers(), false),
+            (self.settings().run_containers(), true),
         ] {
             let names = knarr_fs::file_names(&folder)?;
-            ids.extend(
-                names
-                    .iter()
-                    .filter_map(|name| name.to_str()?.parse::<ContainerId>().ok()),
-            );
+            let ids = names
+                .iter()
+                .filter_map(|name| name.to_str()?.parse::<ContainerId>().ok());
+            places.extend(ids.map(|id| (id, run)));
         }
-        Ok(ids.into_iter().collect())
+        Ok(places)
     }
 
     /// Reads a container's record.
@@ -128,6 +134,11 @@ impl Engine {
         if let Some(observed) = client::observe(&self.settings().run_dir(id))? {
             return Ok(observed.state);
         }
+        self.state_at_rest(id)
+    }
+
+    /// How a container without a run folder is.
+    pub(crate) fn state_at_rest(&self, id: &ContainerId) -> Result<State> {
         Ok(client::remembered(&self.settings().data_dir(id))?
             .unwrap_or_else(|| State::created(id.clone())))
     }

@@ -152,16 +152,17 @@ impl Engine {
         let all = options.all || options.last.is_some() || filter.any_state;
         let now = time::now();
         let mut listing = Listing::default();
-        for id in self.ids()? {
+        for (id, run) in self.places()? {
             // A removal that was cut short is finished, unless somebody is at it.
-            if self
-                .intent(&id)
-                .is_ok_and(|intent| intent.is_some_and(|intent| intent.removing))
+            if run
+                && self
+                    .intent(&id)
+                    .is_ok_and(|intent| intent.is_some_and(|intent| intent.removing))
             {
                 self.finish_removal(&id)?;
                 continue;
             }
-            match self.summary(&id, now) {
+            match self.summary(&id, run, now) {
                 Ok(Some(found)) => {
                     let alive = matches!(
                         found.status,
@@ -195,7 +196,7 @@ impl Engine {
     }
 
     /// One container; `None` where there is no record.
-    fn summary(&self, id: &ContainerId, now: i64) -> Result<Option<Summary>> {
+    fn summary(&self, id: &ContainerId, run: bool, now: i64) -> Result<Option<Summary>> {
         let settings = self.settings();
         let mut found = None;
         for folder in [settings.data_dir(id), settings.run_dir(id)] {
@@ -212,7 +213,11 @@ impl Engine {
             }
         }
         let Some(brief) = found else { return Ok(None) };
-        let state = self.state(id)?;
+        let state = if run {
+            self.state(id)?
+        } else {
+            self.state_at_rest(id)?
+        };
         let command = [&brief.config.entrypoint, &brief.config.cmd];
         Ok(Some(Summary {
             status: Status::of(&state),
