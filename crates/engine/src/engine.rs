@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::io::{Read, Write};
 
 use knarr_cgroup::Layout;
+use knarr_fs::Trash;
 use knarr_image::{ImageId, Progress, Removed, Store, User};
 use knarr_spec::ContainerId;
 use serde_json::Value;
@@ -63,7 +64,10 @@ impl Engine {
         let (record, lock) = self.publish(request.name.as_deref(), draft)?;
         if !record.host.auto_remove {
             // It has nothing to tell until it is started, and lists need not look.
-            knarr_fs::remove_tree(&self.settings.run_dir(&record.id))?;
+            // By one rename: who waits for the lock makes a folder of its own then.
+            let trash = Trash::below(&self.settings.run_root);
+            trash.throw(&self.settings.run_dir(&record.id))?;
+            trash.empty()?;
         }
         drop(lock);
         Ok(Self::created(&record, warnings))

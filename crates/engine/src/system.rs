@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::find::Found;
 use crate::list::{Filters, label_matches};
+use crate::record::Record;
 use crate::{Engine, Error, Result, time};
 
 /// What `top` shows.
@@ -207,6 +208,7 @@ impl Engine {
         let id = self.find(text)?;
         let record = self.record(&id)?;
         let changes = knarr_layer::changes(&self.rootfs(&record), &self.settings().run_root)?;
+        let changes = without_targets(changes, &record);
         Ok(changes
             .into_iter()
             .map(|change| Change {
@@ -351,6 +353,36 @@ impl Engine {
     }
 }
 
+/// Leaves out the places that mounts were made on, and the folders that only changed for those.
+fn without_targets(changes: Vec<knarr_layer::Change>, record: &Record) -> Vec<knarr_layer::Change> {
+    let files = [
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/proc",
+        "/sys",
+        "/dev",
+    ];
+    let own = record.mounts.iter().map(|mount| mount.destination.as_str());
+    let targets: Vec<&Path> = files.into_iter().chain(own).map(Path::new).collect();
+    let mut kept: Vec<knarr_layer::Change> = Vec::with_capacity(changes.len());
+    // They are sorted: what is below a folder comes behind it, so from the back it is known.
+    for change in changes.into_iter().rev() {
+        let deleted = change.kind == knarr_layer::ChangeKind::Deleted;
+        let leads = targets
+            .iter()
+            .any(|target| target.starts_with(&change.path));
+        let needed = kept
+            .last()
+            .is_some_and(|below| below.path.starts_with(&change.path));
+        if deleted || !leads || needed {
+            kept.push(change);
+        }
+    }
+    kept.reverse();
+    kept
+}
+
 /// `PRETTY_NAME` of os-release(5).
 fn operating_system() -> String {
     let text = knarr_fs::read_to_string(Path::new("/etc/os-release")).unwrap_or_default();
@@ -369,4 +401,35 @@ pub(crate) fn machine_memory() -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or_default().saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use knarr_layer::ChangeKind::{Added, Changed, Deleted};
+
+    #[test]
+    fn a_diff_leaves_out_what_mounts_made() {
+        let mut record = crate::record::tests::example();
+        record.mounts.truncate(1);
+        let changes = [
+            (Changed, "/etc"),
+            (Added, "/etc/hosts"),
+            (Added, "/etc/mine"),
+            (Added, "/proc"),
+            (Deleted, "/sys"),
+            (Changed, "/var"),
+            (Changed, "/var/lib"),
+            (Added, "/var/lib/data"),
+        ];
+        let changes = changes.map(|(kind, path)| knarr_layer::Change {
+            path: path.into(),
+            kind,
+        });
+        let left: Vec<_> = without_targets(changes.into(), &record)
+            .iter()
+            .map(|change| change.path.display().to_string())
+            .collect();
+        assert_eq!(left, ["/etc", "/etc/mine", "/sys"]);
+    }
 }
