@@ -28,3 +28,41 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
 pub(crate) fn note(text: &str) {
     writeln!(io::stderr().lock(), "{text}").ok();
 }
+
+/// Standard output for those who write to any stream; knows afterwards whether its reader left.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    broken: bool,
+}
+
+impl Stream {
+    /// What came of writing to it: a reader that left counts for more than `done` does.
+    pub(crate) fn finish<E: Into<Failure>>(mut self, done: Result<(), E>) -> Result<u8> {
+        let flushed = self.flush();
+        if self.broken {
+            return Err(Failure::silent(BROKEN_PIPE));
+        }
+        done.map_err(Into::into)?;
+        flushed.map_err(|error| Failure::io("cannot write to standard output", &error))?;
+        Ok(0)
+    }
+
+    fn note<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &done {
+            self.broken |= error.kind() == io::ErrorKind::BrokenPipe;
+        }
+        done
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let done = io::stdout().lock().write(bytes);
+        self.note(done)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let done = io::stdout().lock().flush();
+        self.note(done)
+    }
+}

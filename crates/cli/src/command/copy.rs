@@ -1,13 +1,13 @@
 //! `cp`.
 
-use std::io::{self, Write};
+use std::io;
 
 use knarr_engine::{CopyEnd, CopyOptions};
 
 use super::{Arguments, Call, Command, USUAL};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
-use crate::terminal;
+use crate::{output, terminal};
 
 pub(super) static COMMAND: Command = Command {
     names: &["cp", "container cp"],
@@ -53,13 +53,10 @@ fn run(call: &Call<'_>) -> Result<u8> {
         follow: call.line.on("follow-link"),
     };
     let mut stdin = io::stdin().lock();
-    let mut stdout = io::stdout().lock();
-    call.engine()?
-        .copy(&from, &to, &options, &mut stdin, &mut stdout)?;
-    match stdout.flush() {
-        Ok(()) => Ok(0),
-        Err(error) => Err(Failure::io("cannot write to standard output", &error)),
-    }
+    let mut stdout = output::Stream::default();
+    let engine = call.engine()?;
+    let copied = engine.copy(&from, &to, &options, &mut stdin, &mut stdout);
+    stdout.finish(copied)
 }
 
 /// Docker's rule: `NAME:PATH` is in a container, unless it begins as a local path does.

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::{Arguments, Call, Command, USUAL};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
-use crate::terminal;
+use crate::{output, terminal};
 
 pub(super) static COMMAND: Command = Command {
     names: &["save", "image save"],
@@ -48,12 +48,9 @@ fn run(call: &Call<'_>) -> Result<u8> {
                 "cowardly refusing to save to a terminal. Use the -o flag or redirect",
             ));
         }
-        let mut out = std::io::stdout().lock();
-        engine.images().save(names, format, &mut out)?;
-        return match out.flush() {
-            Ok(()) => Ok(0),
-            Err(error) => Err(Failure::io("cannot write to standard output", &error)),
-        };
+        let mut out = output::Stream::default();
+        let saved = engine.images().save(names, format, &mut out);
+        return out.finish(saved);
     }
     // Beside its final name, so that a half-written archive is never taken for a whole one.
     let temporary = format!("{path}.tmp-{}", std::process::id());
