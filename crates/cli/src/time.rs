@@ -1,5 +1,8 @@
 //! Moments as Docker prints and reads them.
 
+use std::path::Path;
+use std::sync::OnceLock;
+
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
@@ -16,7 +19,23 @@ fn nanoseconds(time: Timestamp) -> i64 {
 
 /// `2006-01-02 15:04:05 -0700 MST`, in the local time zone.
 pub(crate) fn local(nanoseconds: i64) -> String {
-    in_zone(nanoseconds, TimeZone::system())
+    in_zone(nanoseconds, zone().clone())
+}
+
+/// The local time zone. `/etc/localtime` says all about it; only a name in `TZ` is worth reading the
+/// names of all zones, which takes some milliseconds.
+fn zone() -> &'static TimeZone {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    ZONE.get_or_init(|| {
+        if std::env::var_os("TZ").is_some() {
+            return TimeZone::system();
+        }
+        // Without the file it is UTC, tzset(3).
+        knarr_fs::read(Path::new("/etc/localtime"))
+            .ok()
+            .and_then(|file| TimeZone::tzif("", &file).ok())
+            .unwrap_or(TimeZone::UTC)
+    })
 }
 
 fn in_zone(nanoseconds: i64, zone: TimeZone) -> String {
@@ -39,7 +58,7 @@ pub(crate) fn ago(nanoseconds: i64) -> String {
 /// What `--since` and `--until` may be: a duration before now, seconds since the epoch with a
 /// fraction, or a time of RFC 3339 that may lack its zone, seconds, minutes or time of day.
 pub(crate) fn moment(text: &str, now: i64) -> Result<i64, String> {
-    moment_in(text, now, &TimeZone::system())
+    moment_in(text, now, zone())
 }
 
 fn moment_in(text: &str, now: i64, zone: &TimeZone) -> Result<i64, String> {
