@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use knarr_testkit::{binary, fixture, target, wait_for};
 
+/// A tmpfs in the benchmark's folder, gone with its mount namespace.
+const RUN: &str = "run";
+
 /// One container engine's command line.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -69,6 +72,15 @@ impl Engines {
         let dir = target().join("bench").join(std::process::id().to_string());
         std::fs::create_dir_all(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
+        // What /run is on every distribution: each engine's volatile state goes there.
+        let run = dir.join(RUN);
+        std::fs::create_dir(&run)?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "mode=700", "tmpfs"])
+            .arg(&run)
+            .status()?;
+        ensure!(mounted.success(), "cannot mount a tmpfs: {mounted}");
+        let volatile = |name: &str| run.join(name).display().to_string();
         let socket = format!("unix://{}", at("docker.sock"));
         let dockerd = Command::new("unshare")
             .args([
@@ -82,7 +94,7 @@ impl Engines {
                 "--data-root",
                 &at("docker/data"),
                 "--exec-root",
-                &at("docker/exec"),
+                &volatile("docker"),
             ])
             .args(["--pidfile", &at("docker.pid"), "-H", &socket])
             .args([
@@ -101,7 +113,7 @@ impl Engines {
             Engine {
                 name: "knarr",
                 program: binary("knarr"),
-                globals: owned(&["--root", &at("knarr/data"), "--runroot", &at("knarr/run")]),
+                globals: owned(&["--root", &at("knarr/data"), "--runroot", &volatile("knarr")]),
                 extra: &["--network", "none"],
             },
             Engine {
@@ -117,9 +129,9 @@ impl Engines {
                     "--root",
                     &at("podman/data"),
                     "--runroot",
-                    &at("podman/run"),
+                    &volatile("podman/run"),
                     "--tmpdir",
-                    &at("podman/tmp"),
+                    &volatile("podman/tmp"),
                     "--cgroup-manager",
                     "cgroupfs",
                     "--storage-driver",
@@ -192,6 +204,12 @@ impl Drop for Engines {
         for engine in self.all.iter().filter(|engine| engine.name == "podman") {
             engine.ok(&["system", "reset", "-f"]).ok();
         }
+        // Lazily: what still runs in it ends on its own.
+        Command::new("umount")
+            .arg("-l")
+            .arg(self.dir.join(RUN))
+            .status()
+            .ok();
         std::fs::remove_dir_all(&self.dir).ok();
     }
 }
