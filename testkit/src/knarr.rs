@@ -170,23 +170,50 @@ impl Knarr {
             .collect())
     }
 
-    /// What is in the roots that belongs to no container: folders, names, leases. Empty when all
-    /// is well after every container is removed.
+    /// What is in the roots that belongs to no container, volume or image: folders, names, leases,
+    /// temporaries, records of dead holders. Empty when all is well after every container is
+    /// removed.
     pub fn litter(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        for (base, folders) in [
-            (self.root(), &["containers", "names", "trash", "userns"][..]),
-            (self.run_root(), &["containers", "trash"][..]),
-        ] {
-            for folder in folders {
-                for entry in std::fs::read_dir(base.join(folder))
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                {
+        let mut look = |folder: PathBuf, wanted: &dyn Fn(&str) -> bool| {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                if wanted(&entry.file_name().to_string_lossy()) {
                     found.insert(entry.path().display().to_string());
                 }
             }
+        };
+        let (root, run) = (self.root(), self.run_root());
+        let temporary = |name: &str| name.starts_with('.') && name != ".lock";
+        for folder in ["containers", "names", "trash", "userns", "ephemeral"] {
+            look(root.join(folder), &|name| name != ".lock");
+        }
+        for folder in [
+            "volumes",
+            "layers/sha256",
+            "layers",
+            "blobs",
+            "blobs/sha256",
+            "images",
+            ".",
+        ] {
+            look(root.join(folder), &temporary);
+        }
+        for folder in ["containers", "ending", "trash"] {
+            look(run.join(folder), &|_| true);
+        }
+        look(run.clone(), &temporary);
+        let dead = |name: &str| {
+            let pid = name.split('.').next().unwrap_or_default();
+            let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+            // A zombie holds nothing.
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        for layer in std::fs::read_dir(run.join("layers"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            look(layer.path().join("holders"), &dead);
         }
         found
     }
@@ -221,57 +248,4 @@ fn finish(mut command: Command) -> Result<Output> {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
-}
-
-/// Everything of Knarr's on this machine outside its roots: processes, container cgroups, mounts.
-/// A test that runs alone compares it before and after.
-pub fn leftovers() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let path = process.path();
-        let is_process = process
-            .file_name()
-            .to_string_lossy()
-            .bytes()
-            .all(|b| b.is_ascii_digit());
-        let Some(name) = std::fs::read_to_string(path.join("comm"))
-            .ok()
-            .filter(|_| is_process)
-        else {
-            continue;
-        };
-        let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
-        // Zombies wait for a parent that may not reap; they own nothing.
-        let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
-        let zombie = stat
-            .rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with('Z'));
-        if !zombie && (name.starts_with("knarr") || cgroup.contains("/knarr-")) {
-            found.insert(format!("process {} {}", path.display(), name.trim()));
-        }
-    }
-    cgroups_below(Path::new("/sys/fs/cgroup"), 0, &mut found);
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for line in mounts.lines() {
-        if line.contains(" erofs ") || line.contains("/tmp/knarr") || line.contains(" overlay ") {
-            found.insert(format!("mount {line}"));
-        }
-    }
-    found
-}
-
-fn cgroups_below(dir: &Path, depth: usize, found: &mut BTreeSet<String>) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // The parent `knarr` stays, as `docker` and `machine.slice` do; a container's is 64 digits.
-        if name.len() >= 64 && name.bytes().rev().take(64).all(|b| b.is_ascii_hexdigit()) {
-            found.insert(format!("cgroup {}", entry.path().display()));
-        }
-        if depth < 5 {
-            cgroups_below(&entry.path(), depth + 1, found);
-        }
-    }
 }

@@ -13,11 +13,13 @@ pub mod fixture;
 mod image;
 mod knarr;
 mod registry;
+mod residue;
 mod wait;
 
 pub use image::{ImageBuilder, sha256, tar_folder};
-pub use knarr::{Knarr, Output, leftovers};
+pub use knarr::{Knarr, Output};
 pub use registry::Registry;
+pub use residue::Process;
 pub use wait::{eventually, wait_for};
 
 use std::path::PathBuf;
