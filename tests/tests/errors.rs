@@ -87,12 +87,12 @@ fn wrong_words_are_told_with_the_right_ones() -> Result<()> {
         (&["run", "-m", "lots", "busybox"], 125, &["lots", "memory"]),
         (&["run", "--restart", "maybe", "busybox"], 125, &["maybe"]),
         (
-            &["run", "--device", "/dev/none", "busybox"],
+            &["run", "--rm", "--device", "/dev/none", "busybox"],
             125,
             &["/dev/none"],
         ),
         (
-            &["run", "-u", "nobodyhere", "busybox", "true"],
+            &["run", "--rm", "-u", "nobodyhere", "busybox", "true"],
             125,
             &["nobodyhere"],
         ),

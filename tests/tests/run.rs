@@ -25,7 +25,14 @@ fn output_streams_and_exit_code_are_the_containers() -> Result<()> {
         (output.code, output.stdout.as_str(), output.stderr.as_str()),
         (42, "out\n", "err\n")
     );
-    let output = knarr.run(["run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'"])?;
+    let output = knarr.run([
+        "run",
+        "--rm",
+        "busybox",
+        "sh",
+        "-c",
+        "sh -c 'kill -9 $$'; exit $?",
+    ])?;
     assert_eq!(output.code, 137);
     assert_eq!(knarr.containers()?, Vec::<String>::new());
     assert_eq!(knarr.litter(), Default::default());

@@ -62,8 +62,10 @@ pub(crate) enum Arguments {
 pub(crate) enum Exits {
     /// Always 1.
     One,
-    /// Docker's 125, 126 and 127 (`run`, `create`, `exec`).
+    /// Docker's 125, 126 and 127 (`run`, `create`).
     Run,
+    /// 126 and 127 for the command's own faults, else 1 (`exec`).
+    Exec,
 }
 
 /// A command.
@@ -369,6 +371,11 @@ fn finish(done: Result<u8>, exits: Exits, command: Option<&Command>) -> u8 {
     let class = failure.reports.first().map(|report| report.class);
     failure.exit.unwrap_or(match (exits, class) {
         (Exits::Run, Some(class)) => class.run_exit_code(),
+        // Of its engine's own failures `docker exec` says 1.
+        (Exits::Exec, Some(class)) => match class.run_exit_code() {
+            125 => 1,
+            command => command,
+        },
         _ => 1,
     })
 }

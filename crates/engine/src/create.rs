@@ -159,8 +159,22 @@ impl Engine {
         Ok(ids)
     }
 
+    /// Has the driver make what it mounts of each layer, where that is not there yet: a store may
+    /// have been filled under another driver. Costs nothing with EROFS, which mounts what is kept.
+    fn prepare_layers(&self, root: &Root) -> Result<()> {
+        if let Root::Image { driver, layers, .. } = root {
+            let store = knarr_layer::Store::open(&self.settings().root);
+            let snapshotter = driver.snapshotter();
+            for id in layers {
+                snapshotter.prepare(&store, id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a draft down. Gives the lock that was held all the time: nobody else has touched it.
     pub(crate) fn publish(&self, name: Option<&str>, draft: Draft) -> Result<(Record, Lock)> {
+        self.prepare_layers(&draft.root)?;
         let settings = self.settings();
         let name = name
             .map(str::parse::<ContainerName>)

@@ -1,7 +1,7 @@
 //! Everything the child will need, made before it exists: C strings, flags, buffers, descriptors.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use knarr_fs::Root;
@@ -387,11 +387,16 @@ fn bind(
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let tree = match given {
-        Some(given) => open_tree(&given, c"", flags | OpenTreeFlags::AT_EMPTY_PATH),
-        None => open_tree(CWD, source, flags),
-    }
-    .map_err(Failure::of("open_tree"))
-    .map_err(prepare)?;
+        Some(given) => open_tree(&given, c"", flags | OpenTreeFlags::AT_EMPTY_PATH)
+            .map_err(Failure::of("open_tree"))
+            .map_err(prepare)?,
+        None => match foreign(source) {
+            Some((process, inside)) => open_foreign(process, inside, flags).map_err(prepare)?,
+            None => open_tree(CWD, source, flags)
+                .map_err(Failure::of("open_tree"))
+                .map_err(prepare)?,
+        },
+    };
     let stat = rustix::fs::fstat(&tree)
         .map_err(Failure::of("fstat"))
         .map_err(prepare)?;
@@ -420,6 +425,48 @@ fn bind(
         mount_setattr(&tree, c"", &change).map_err(prepare)?;
     }
     Ok(Source::Tree { tree, directory })
+}
+
+/// Takes `/proc/PID/root/PATH` apart: a path in another process's mount namespace.
+fn foreign(source: &str) -> Option<(u32, &str)> {
+    let (process, rest) = source.strip_prefix("/proc/")?.split_once('/')?;
+    let inside = rest.strip_prefix("root")?;
+    Some((process.parse().ok()?, inside.strip_prefix('/')?))
+}
+
+/// Clones a mount of another mount namespace, which the kernel allows only from within it: the
+/// calling thread goes there for the moment. `inside` is below that process's root, which is
+/// another container's, so no symlink is followed.
+fn open_foreign(
+    process: u32,
+    inside: &str,
+    flags: OpenTreeFlags,
+) -> std::result::Result<OwnedFd, Failure> {
+    use knarr_sys::clone::Namespaces;
+    use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+    let path_only = OFlags::PATH | OFlags::CLOEXEC;
+    let own = open(
+        "/proc/self/ns/mnt",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Failure::of("open"))?;
+    let other = open(
+        format!("/proc/{process}/ns/mnt"),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Failure::of("open"))?;
+    let root = open(format!("/proc/{process}/root"), path_only, Mode::empty())
+        .map_err(Failure::of("open"))?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    let found = openat2(&root, inside, path_only, Mode::empty(), resolve)
+        .map_err(Failure::of("openat2"))?;
+    knarr_sys::process::setns(other.as_fd(), Namespaces::MOUNT)?;
+    let tree = open_tree(&found, c"", flags | OpenTreeFlags::AT_EMPTY_PATH)
+        .map_err(Failure::of("open_tree"));
+    knarr_sys::process::setns(own.as_fd(), Namespaces::MOUNT)?;
+    tree
 }
 
 /// A tmpfs, detached, with a copy of what the image has at the destination.

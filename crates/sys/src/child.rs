@@ -80,13 +80,20 @@ pub fn fork<F: FnOnce() -> i32>(
     // SAFETY: `args` is a clone_args of the given size whose only pointer, `pidfd`, outlives the
     // call. Without CLONE_VM the child has its own copy of everything; it leaves this function only
     // through `exit_now`, and `child` keeps away from what other threads may have locked.
-    let answer = unsafe {
+    let mut answer = unsafe {
         libc::syscall(
             libc::SYS_clone3,
             &raw mut args,
             size_of::<libc::clone_args>(),
         )
     };
+    // Filters answer ENOSYS for clone3, whose flags they cannot see; glibc's fork goes on like this.
+    if answer == -1 && Failure::last("clone3").errno == Errno::NOSYS && cgroup.is_none() {
+        let flags = (args.flags & !CLONE_CLEAR_SIGHAND) | args.exit_signal;
+        // SAFETY: as above; a null stack means the caller's own, and of the three pointers only the
+        // pidfd's, which is the parent's thread id's too, is used.
+        answer = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
+    }
     match i32::try_from(answer) {
         Ok(0) => {
             let never = NeverReturn;

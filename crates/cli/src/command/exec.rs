@@ -45,7 +45,7 @@ pub(super) static COMMAND: Command = Command {
     ]],
     arguments: Arguments::AtLeast(2),
     interspersed: false,
-    exits: Exits::Run,
+    exits: Exits::Exec,
     run,
 };
 
