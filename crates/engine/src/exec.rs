@@ -38,7 +38,7 @@ impl Engine {
         // What enters a container must not run from a file that it could write to through
         // `/proc/PID/exe` (CVE-2019-5736): once more then, from a clone that is read-only.
         if !seal::is_sealed() {
-            return Err(again());
+            return Err(again(&self.settings().monitor));
         }
         let target = self.target(text)?;
         let plan = target.plan(request)?;
@@ -242,7 +242,7 @@ fn not_running(text: &str, id: &knarr_spec::ContainerId) -> Error {
 }
 
 /// Executes this program again from a file that nobody can write. Returns only if that failed.
-fn again() -> Error {
+fn again(monitor: &std::path::Path) -> Error {
     use std::os::unix::ffi::OsStringExt as _;
     let sealed = match seal::Executable::of_self() {
         Ok(sealed) => sealed,
@@ -250,12 +250,18 @@ fn again() -> Error {
     };
     let c = |text: std::ffi::OsString| std::ffi::CString::new(text.into_vec()).unwrap_or_default();
     let args = std::env::args_os().map(c).collect();
+    // Where it is now, there is nothing beside it; a monitor may have to take over yet.
+    let beside = ("KNARR_MONITOR".into(), monitor.as_os_str().to_owned());
     let env = std::env::vars_os()
-        .map(|(mut key, value)| {
-            key.push("=");
-            key.push(value);
-            c(key)
-        })
+        .filter(|(key, _)| key != "KNARR_MONITOR")
+        .chain([beside])
+        .map(
+            |(mut key, value): (std::ffi::OsString, std::ffi::OsString)| {
+                key.push("=");
+                key.push(value);
+                c(key)
+            },
+        )
         .collect();
     knarr_diag::Report::from(sealed.exec(&CStringArray::new(args), &CStringArray::new(env))).into()
 }

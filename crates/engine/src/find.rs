@@ -85,7 +85,7 @@ impl Engine {
                 self.undo(&id)?;
             }
         }
-        self.empty_trash();
+        self.sweep_gone();
         let known = knarr_fs::file_names(&self.settings().names())?;
         let known = known.into_iter().filter_map(|name| name.into_string().ok());
         Err(Error::NotFound {
@@ -333,12 +333,16 @@ impl Engine {
         Trash::below(&settings.run_root).throw(&settings.run_dir(id))?;
         failpoint!("undo.run");
         drop(lock);
-        self.empty_trash();
+        self.sweep_gone();
         Ok(())
     }
 
-    /// Deletes what is nobody's any more; what cannot be deleted now is the next one's business.
-    fn empty_trash(&self) {
+    /// Deletes what is nobody's any more, and finishes what killed monitors have left: the end of
+    /// `--rm` containers, records of layers they held. What cannot be done now is the next one's
+    /// business.
+    fn sweep_gone(&self) {
+        client::sweep_ending(&self.settings().run_root).ok();
+        knarr_layer::sweep_holders(&self.settings().run_root).ok();
         for root in [&self.settings().root, &self.settings().run_root] {
             Trash::below(root).empty().ok();
         }
