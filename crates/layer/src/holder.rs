@@ -313,8 +313,16 @@ fn start_time(process: BorrowedFd<'_>) -> Result<u64> {
     let length = rustix::io::read(&file, &mut buffer).map_err(filesystem::failed(&what, "read"))?;
     let stat = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
     // The command may hold spaces and parentheses; it ends with the last one.
-    stat.rsplit_once(')')
-        .and_then(|(_, fields)| fields.split_whitespace().nth(19))
+    let mut fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, fields)| fields)
+        .split_whitespace();
+    // A zombie holds nothing any more, and whose it is may never reap it.
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return Err(filesystem::failed(&what, "read")(Errno::SRCH));
+    }
+    fields
+        .nth(18)
         .and_then(|field| field.parse().ok())
         .ok_or_else(|| filesystem::failed(&what, "read")(Errno::ILSEQ))
 }
