@@ -392,7 +392,7 @@ impl Context<'_> {
 
     /// The layer store speaks through `io::Write`; its own error may be inside.
     fn not_taken(&self, job: &Wanted, cause: std::io::Error) -> Error {
-        match cause.downcast::<knarr_layer::Error>() {
+        match of_the_store(cause) {
             Ok(cause) => self.failed(job, cause),
             Err(cause) => Error::LayerStream {
                 name: self.name.clone(),
@@ -401,6 +401,15 @@ impl Context<'_> {
             },
         }
     }
+}
+
+/// The layer store's error in what its writer said: its own, or the disk's.
+pub(crate) fn of_the_store(
+    cause: std::io::Error,
+) -> std::result::Result<knarr_layer::Error, std::io::Error> {
+    cause
+        .downcast::<knarr_layer::Error>()
+        .or_else(|cause| cause.downcast::<knarr_fs::Error>().map(Into::into))
 }
 
 /// The lock of a stored layer: shared by those that rely on it, exclusive to remove it.

@@ -64,7 +64,7 @@ impl Store {
                 });
             }
             Err(Failure::Sink(cause)) => {
-                return Err(match cause.downcast::<knarr_layer::Error>() {
+                return Err(match crate::assemble::of_the_store(cause) {
                     Ok(cause) => Error::LayerStore(cause),
                     Err(cause) => Error::ArchiveRead {
                         archive: label,
