@@ -78,9 +78,9 @@ fn the_runtimes_binaries_cannot_be_overwritten() -> Result<()> {
     let before = hashes()?;
     altered(&knarr, "thief", |dir| {
         executable(&dir.join("bin/self"), "#!/proc/self/exe\n")?;
-        executable(&dir.join("bin/watch"), WATCH)
+        executable(&dir.join("bin/prowl"), WATCH)
     })?;
-    let watch = ["--privileged", "--name", "watch", "thief:1", "watch"];
+    let watch = ["--privileged", "--name", "watch", "thief:1", "prowl"];
     knarr.ok(["run", "-d"].iter().chain(&watch))?;
     let denied = |who: &str| {
         wait_for(Duration::from_secs(20), || {

@@ -111,7 +111,7 @@ fn after_a_reboot_containers_are_known_and_start_again() -> Result<()> {
     let ran = [
         "run", "-d", "--name", "ran", "-v", "kv:/data", "busybox", "sh", "-c",
     ];
-    let work = "echo $((1 + $(cat /data/n || echo 0))) >/data/n.new; mv /data/n.new /data/n; date +%N >/mark; echo up; sleep 60";
+    let work = "echo $((1 + $(cat /data/n || echo 0))) >/data/n.new; mv /data/n.new /data/n; cat /proc/sys/kernel/random/uuid >/mark; echo up; sleep 60";
     knarr.ok(ran.iter().chain(&[work]))?;
     knarr.run(["run", "--name", "done", "busybox", "sh", "-c", "exit 3"])?;
     knarr.ok(["create", "--name", "new", "busybox", "sleep", "60"])?;
