@@ -38,7 +38,10 @@ pub(crate) const TEST: &[Package] = &[
     ("erofs-utils", "/usr/bin/fsck.erofs"),
     ("strace", "/usr/bin/strace"),
     ("zstd", "/usr/bin/zstd"),
-    ("golang-github-containers-common", "/usr/share/containers/seccomp.json"),
+    (
+        "golang-github-containers-common",
+        "/usr/share/containers/seccomp.json",
+    ),
     ("python3", "/usr/bin/python3"),
 ];
 

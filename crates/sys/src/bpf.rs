@@ -35,7 +35,12 @@ const REPLACE: u32 = 1 << 2;
 unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> Result<RawFd> {
     // SAFETY: the block is valid for its own size; its content is the caller's promise.
     let answer = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
     };
     match RawFd::try_from(answer) {
         Ok(answer) if answer >= 0 => Ok(answer),
@@ -146,7 +151,11 @@ pub fn device_programs(cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>> {
     ids.iter()
         .take(query.prog_cnt as usize)
         .map(|&id| {
-            let mut by_id = ById { id, next_id: 0, open_flags: 0 };
+            let mut by_id = ById {
+                id,
+                next_id: 0,
+                open_flags: 0,
+            };
             // SAFETY: `ById` is the head of union bpf_attr for this command, without pointers.
             let fd = unsafe { bpf(PROG_GET_FD_BY_ID, &mut by_id) }?;
             // SAFETY: the call returns a new descriptor that nobody else owns.

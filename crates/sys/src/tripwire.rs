@@ -13,7 +13,9 @@ pub struct Tripwire {
 impl Tripwire {
     /// Not armed: the system's allocator.
     pub const fn new() -> Self {
-        Self { process: AtomicI32::new(0) }
+        Self {
+            process: AtomicI32::new(0),
+        }
     }
 
     /// From now on only this process may allocate; others end with code 99 and a word on standard
