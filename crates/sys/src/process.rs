@@ -96,13 +96,24 @@ pub unsafe fn close_range(first: RawFd, action: CloseRange) -> Result<()> {
 /// # Errors
 /// None in practice.
 pub fn reset_signals() -> Result<()> {
+    // The kernel's own call: glibc's refuses two real-time signals that it keeps for itself, but an
+    // ignored one of those is inherited like any other.
+    let default = [0u64; 4];
     for signal in 1..=64 {
         if signal == libc::SIGKILL || signal == libc::SIGSTOP {
             continue;
         }
-        // SAFETY: SIG_DFL is a valid disposition and installs no handler. glibc refuses the two
-        // real-time signals that it keeps for itself, which is as well.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads a `struct sigaction` of four words (handler SIG_DFL, flags,
+        // restorer, mask; three on other architectures), which installs no handler.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     set_signal_mask(&SignalSet::empty()).map(drop)
 }

@@ -104,11 +104,21 @@ impl Image {
         self.top.path().join("root").join(inside)
     }
 
-    /// Writes a program into `/bin`.
+    /// Writes a program into `/bin`, in a process of its own: a descriptor open for writing here
+    /// would be inherited by what other tests fork, and the program be busy (ETXTBSY).
     pub(crate) fn program(&self, name: &str, bytes: &[u8], mode: u32) {
         let _alone = PROGRAMS.write().unwrap_or_else(PoisonError::into_inner);
         let path = self.path("bin").join(name);
-        fs::write(&path, bytes).unwrap();
+        let mut writer = std::process::Command::new("dd")
+            .args(["status=none", "bs=64k"])
+            .arg(format!("of={}", path.display()))
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = writer.stdin.take().unwrap();
+        std::io::Write::write_all(&mut input, bytes).unwrap();
+        drop(input);
+        assert!(writer.wait().unwrap().success());
         chmod(&path, mode);
     }
 
