@@ -555,6 +555,12 @@ fn attempt(knarr: &Knarr, case: &Case, point: &str, how: How) -> Result<Vec<Proc
         let done = (case.run)(&trial);
         // The call comes after the kill, or it is none to judge by.
         wait_for(Duration::from_secs(1), || knarr.is_quiet().then_some(()));
+        if how == How::Stopped {
+            let killed = lock(&trial.hits).clone();
+            wait_for(Duration::from_secs(2), || {
+                killed.iter().all(|hit| is_dead(hit.pid)).then_some(())
+            });
+        }
         // It may be what passes the point.
         let done = done.and_then(|()| nothing_left(knarr));
         trial.over.store(true, Ordering::Relaxed);
@@ -814,6 +820,11 @@ fn image_trial(
             removed.code == 0 || removed.stderr.contains("o such image"),
             "rmi {name}: {removed:?}"
         );
+    }
+    // A second import is another image, which takes the name from the first.
+    for id in knarr.ok(["images", "-aq", "--no-trunc"])?.lines() {
+        ensure!(way == "import", "an image is left");
+        knarr.ok(["rmi", id])?;
     }
     ensure!(knarr.ok(["images", "-aq"])?.is_empty(), "an image is left");
     let left = || -> Vec<String> { files(&knarr.root()).difference(clean).cloned().collect() };

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use knarr_testkit::{ImageBuilder, Knarr, Output, Process, eventually, fixture};
+use knarr_testkit::{ImageBuilder, Knarr, Output, Process, eventually, fixture, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -170,9 +170,9 @@ fn after_a_reboot_containers_are_known_and_start_again() -> Result<()> {
     );
     knarr.ok(["run", "--rm", "--name", "gone", "busybox", "true"])?;
     knarr.ok(["rm", "-f", "ran", "done", "new"])?;
-    eventually(SOON, "nothing is left", || {
-        knarr.leftovers("-").is_empty().then_some(())
-    });
+    let left = || knarr.leftovers("-");
+    wait_for(SOON, || left().is_empty().then_some(()))
+        .with_context(|| format!("left behind: {:#?}", left()))?;
     Ok(())
 }
 

@@ -60,7 +60,7 @@ impl Engine {
     pub(crate) fn start_now(&self, text: &str, options: &StartOptions) -> Result<Option<Session>> {
         let id = self.find(text)?;
         let record = self.record(&id)?;
-        match self.touch(&id)? {
+        match self.touch_decided(&id)? {
             Found::Running(state) if state.status == Status::Paused => Err(Error::conflict(
                 "cannot start a paused container, try unpause instead",
                 format!("`knarr unpause {text}`"),
@@ -70,6 +70,25 @@ impl Engine {
             Found::Idle(lock, _) => {
                 let (started, _) = self.launch(&record, lock, 0, options)?;
                 Ok(self.session(started, &record))
+            }
+        }
+    }
+
+    /// As `touch`, but a monitor that is just starting or ending the container is waited for: it
+    /// says soon which of the two it is.
+    fn touch_decided(&self, id: &ContainerId) -> Result<Found> {
+        let path = self.settings().run_dir(id).join("lock");
+        let deadline = std::time::Instant::now() + LETTING_GO;
+        loop {
+            match self.touch(id)? {
+                Found::Running(state)
+                    if matches!(state.status, Status::Created | Status::Exited)
+                        && std::time::Instant::now() < deadline =>
+                {
+                    // The monitor holds the lock meanwhile; the next look tells what became of it.
+                    Lock::exclusive_within(&path, std::time::Duration::from_millis(5)).ok();
+                }
+                found => return Ok(found),
             }
         }
     }

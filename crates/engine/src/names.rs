@@ -20,7 +20,9 @@ pub(crate) fn claim(settings: &Settings, name: &ContainerName, id: &ContainerId)
     let _folder = Lock::exclusive(&settings.names().join(".lock"))?;
     match holder(settings, name)? {
         Some(holder) if holder == *id => return Ok(()),
-        Some(holder) if is_live(settings, &holder)? => {
+        Some(holder)
+            if is_live(settings, &holder)? && !is_left_by_a_rename(settings, name, &holder)? =>
+        {
             return Err(Error::NameInUse {
                 name: name.clone(),
                 id: holder,
@@ -31,6 +33,25 @@ pub(crate) fn claim(settings: &Settings, name: &ContainerName, id: &ContainerId)
     failpoint!("names.stale");
     knarr_fs::remove_file(&link)?;
     Ok(knarr_fs::symlink(id.as_str(), &link)?)
+}
+
+/// Whether `id` lives under another name, and no rename of it is under way: one that was killed
+/// left this name behind.
+fn is_left_by_a_rename(
+    settings: &Settings,
+    name: &ContainerName,
+    id: &ContainerId,
+) -> Result<bool> {
+    let named = crate::record::Record::load(settings, id)?.map(|record| record.name);
+    if named.is_none_or(|named| named == *name) {
+        return Ok(false);
+    }
+    match Lock::try_exclusive(&settings.run_dir(id).join("rename.lock")) {
+        Ok(lock) => Ok(lock.is_some()),
+        // Without a run folder nobody is at it.
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Gives `name` back, if `id` has it.
