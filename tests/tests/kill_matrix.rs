@@ -593,7 +593,7 @@ fn matrix(knarr: &Knarr, cases: &[Case], points: &BTreeSet<String>) -> Result<()
     for case in cases {
         for point in points {
             let wanted = |part: &&str| point.starts_with(part);
-            if !(case.points.is_empty() || case.points.iter().any(|part| wanted(&part)))
+            if !(case.points.is_empty() || case.points.iter().any(wanted))
                 || !format!("{} {point}", case.name).contains(&only)
             {
                 continue;
@@ -609,11 +609,9 @@ fn matrix(knarr: &Knarr, cases: &[Case], points: &BTreeSet<String>) -> Result<()
                     }
                 }
             };
-            if IN_INIT.contains(&point.as_str()) {
-                if !trial(How::Killed).is_empty() {
-                    passed.entry(point).or_default().insert(case.name);
-                    continue;
-                }
+            if IN_INIT.contains(&point.as_str()) && !trial(How::Killed).is_empty() {
+                passed.entry(point).or_default().insert(case.name);
+                continue;
             }
             let hits = trial(How::Stopped);
             let Some(at) = hits.first() else { continue };
