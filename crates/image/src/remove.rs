@@ -30,6 +30,11 @@ impl Store {
                 Err(error @ Error::NameFile { .. }) => {
                     return self.remove_damaged_name(name, error);
                 }
+                Err(error @ Error::NotFound { .. }) => {
+                    // A removal that was killed once the image was gone: what it left goes now.
+                    self.collect()?;
+                    return Err(error);
+                }
                 found => found?,
             };
             let Some(lock) = self.records.lock(image.id)? else {
