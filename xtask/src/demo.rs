@@ -13,7 +13,7 @@ echo \"hostname    $(hostname)\"
 echo \"my pid      $$\"
 echo \"user        $(id -un 2>/dev/null) (uid $(id -u))\"
 echo \"processes   $(ls -d /proc/[0-9]* | wc -l)\"
-echo \"memory      $(cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | head -n 1) bytes at most\"
+echo \"open files  $(ulimit -n) at most\"
 echo \"interfaces  $(ls /sys/class/net 2>/dev/null | tr '\\n' ' ')\"
 echo \"/etc/shadow $(cat /etc/shadow 2>&1 | head -n 1)\"
 exit 7";
@@ -21,7 +21,9 @@ exit 7";
 /// A container from the machine's own programs: nothing to download, no network.
 pub(crate) fn host() -> Result<()> {
     let knarr = Knarr::build()?;
-    println!("$ knarr run --rm --network none --memory 64m @host sh -c '…'\n");
+    println!(
+        "$ knarr run --rm --network none --memory 64m --ulimit nofile=256:256 @host sh -c '…'\n"
+    );
     let status = knarr
         .command(&[
             "run",
@@ -30,6 +32,8 @@ pub(crate) fn host() -> Result<()> {
             "none",
             "--memory",
             "64m",
+            "--ulimit",
+            "nofile=256:256",
             "@host",
             "sh",
             "-c",
