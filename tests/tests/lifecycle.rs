@@ -184,6 +184,8 @@ fn exec_joins_and_reports_its_own_exit_code() -> Result<()> {
         inside.contains("00000000a80425fb") && inside.contains("2"),
         "{inside}"
     );
+    let privileged = ["exec", "--privileged", "web", "unshare", "-m", "echo", "ok"];
+    assert_eq!(knarr.ok(privileged)?, "ok");
     let mut child = knarr.spawn(["exec", "-i", "web", "cat"])?;
     child
         .stdin

@@ -41,7 +41,7 @@ impl Engine {
             return Err(again(&self.settings().monitor));
         }
         let target = self.target(text)?;
-        let plan = target.plan(request)?;
+        let plan = target.plan(request, self)?;
         let cgroup = self.cgroup(&target.request)?;
         if cgroup.needs_join() {
             // On v1 a child inherits its limits, and joining later would leave it a moment without.
@@ -121,10 +121,13 @@ impl Engine {
 
     pub(crate) fn exec_detached_now(&self, text: &str, request: &ExecRequest) -> Result<()> {
         let target = self.target(text)?;
-        let mut plan = target.plan(&ExecRequest {
-            tty: None,
-            ..request.clone()
-        })?;
+        let mut plan = target.plan(
+            &ExecRequest {
+                tty: None,
+                ..request.clone()
+            },
+            self,
+        )?;
         plan.process.terminal = None;
         let id = crate::names::random_id()?;
         let name = id.as_str().get(..32).unwrap_or_default();
@@ -182,7 +185,7 @@ struct Aimed {
 
 impl Aimed {
     /// The container's own process, with what is asked for changed.
-    fn plan(&self, request: &ExecRequest) -> Result<ExecPlan> {
+    fn plan(&self, request: &ExecRequest, engine: &Engine) -> Result<ExecPlan> {
         if request.command.iter().all(String::is_empty) {
             return Err(Error::invalid("No exec command specified"));
         }
@@ -217,9 +220,10 @@ impl Aimed {
             .tty
             .map(|(rows, columns)| knarr_runtime::ConsoleSize { rows, columns });
         if request.privileged {
-            let all: Vec<_> = crate::spec::capabilities::ALL
-                .iter()
-                .filter_map(|name| knarr_runtime::Capability::parse(name))
+            // All that there are to give, as for a privileged container.
+            let available = engine.facts().capabilities;
+            let all: Vec<_> = knarr_runtime::Capability::all()
+                .filter(|one| crate::spec::capabilities::is_in(one.name(), available))
                 .collect();
             process.capabilities = Some(knarr_runtime::CapabilitySets {
                 bounding: all.clone(),

@@ -244,6 +244,25 @@ pub struct DeviceMapping {
     pub cgroup_permissions: String,
 }
 
+/// The names that `--ulimit` knows (go-units, `ulimit.go`): getrlimit(2)'s in lower case.
+pub const ULIMITS: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
 /// A resource limit, by its name without `RLIMIT_` in lower case; -1 is unlimited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

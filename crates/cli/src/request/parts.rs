@@ -75,24 +75,6 @@ pub(crate) fn device_rule(text: &str) -> Result<(), String> {
     if good { Ok(()) } else { Err(wrong()) }
 }
 
-const LIMITS: &[&str] = &[
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
 pub(crate) fn ulimit_check(text: &str) -> Result<(), String> {
     ulimit(text).map(|_| ())
 }
@@ -102,7 +84,7 @@ pub(crate) fn ulimit(text: &str) -> Result<Ulimit, String> {
     let Some((name, limits)) = text.split_once('=') else {
         return Err(format!("invalid ulimit argument: {text}"));
     };
-    if !LIMITS.contains(&name) {
+    if !knarr_spec::docker::ULIMITS.contains(&name) {
         return Err(format!("invalid ulimit type: {name}"));
     }
     let number = |text: &str| {

@@ -1,53 +1,14 @@
 //! Which capabilities a container has.
 
+use knarr_runtime::Capability;
 use knarr_spec::docker::HostConfig;
 
 use crate::{Error, Result};
 
-/// All capabilities by number (linux/capability.h, Linux 6.12).
-pub(crate) const ALL: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
+/// The names of all capabilities, in the order of their numbers.
+pub(crate) fn all() -> impl Iterator<Item = &'static str> {
+    Capability::all().map(Capability::name)
+}
 
 /// Docker's default set (moby, `oci/caps/defaults.go`).
 const DEFAULT: [&str; 14] = [
@@ -82,13 +43,13 @@ pub(crate) fn bounding(host: &HostConfig) -> Result<Vec<&'static str>> {
             () => asked || (DEFAULT.contains(name) && !drop.contains(&Some(*name))),
         }
     };
-    Ok(ALL.iter().copied().filter(chosen).collect())
+    Ok(all().filter(chosen).collect())
 }
 
 /// Whether a set of bits has a capability.
 pub(crate) fn is_in(name: &str, bits: u64) -> bool {
-    ALL.iter()
-        .position(|known| *known == name)
+    all()
+        .position(|known| known == name)
         .is_some_and(|number| bits >> number & 1 == 1)
 }
 
@@ -116,17 +77,14 @@ fn parse(field: &str, names: Option<&[String]>) -> Result<Vec<Option<&'static st
         if upper == "ALL" {
             return Ok(None);
         }
-        let full = if upper.starts_with("CAP_") {
-            upper
-        } else {
-            format!("CAP_{upper}")
-        };
-        ALL.iter()
-            .find(|known| **known == full)
-            .map(|known| Some(*known))
+        Capability::parse(&upper)
+            .map(|known| Some(known.name()))
             .ok_or_else(|| {
                 Error::invalid_hint(
-                    format!("invalid {field}: unknown capability: {full:?}"),
+                    format!(
+                        "invalid {field}: unknown capability: {:?}",
+                        format!("CAP_{}", upper.trim_start_matches("CAP_"))
+                    ),
                     "capabilities(7) lists them; ALL means every one",
                 )
             })

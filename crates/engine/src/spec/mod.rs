@@ -7,7 +7,7 @@ pub(crate) mod facts;
 
 use knarr_cgroup::Mode;
 use knarr_runtime::{CgroupHierarchy, CgroupView};
-use knarr_spec::docker::HostConfig;
+use knarr_spec::docker::{HostConfig, ULIMITS};
 use knarr_spec::runtime::{
     BlockIo, Capabilities, Config, ConsoleSize, Cpu, IdMapping, Linux, Memory, Mount, Namespace,
     OCI_VERSION, Pids, Process, Resources, Rlimit, Root,
@@ -430,27 +430,10 @@ pub(crate) fn limits(host: &HostConfig) -> Resources {
 
 /// The limits that `--ulimit` asks for, as OCI has them.
 pub(crate) fn ulimits(host: &HostConfig) -> Result<Vec<Rlimit>> {
-    const KNOWN: [&str; 15] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let mut limits = Vec::new();
     for limit in &host.ulimits {
         let name = limit.name.to_ascii_lowercase();
-        if !KNOWN.contains(&name.as_str()) {
+        if !ULIMITS.contains(&name.as_str()) {
             return Err(Error::invalid(format!(
                 "invalid ulimit type: {}",
                 limit.name
