@@ -43,6 +43,8 @@ pub(crate) const TEST: &[Package] = &[
         "/usr/share/containers/seccomp.json",
     ),
     ("python3", "/usr/bin/python3"),
+    ("nftables", "/usr/sbin/nft"),
+    ("iproute2", "/usr/sbin/ip"),
 ];
 
 /// What the benchmarks need: the peers.
@@ -56,6 +58,7 @@ pub(crate) const BENCH: &[Package] = &[
     ("conmon", "/usr/bin/conmon"),
     ("iproute2", "/usr/sbin/ip"),
     ("iptables", "/usr/sbin/iptables"),
+    ("iperf3", "/usr/bin/iperf3"),
 ];
 
 /// Installs the packages of a list that are missing.

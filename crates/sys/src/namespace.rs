@@ -15,6 +15,15 @@ pub fn unshare_mounts() -> Result<()> {
     unshare(libc::CLONE_FS | libc::CLONE_NEWNS)
 }
 
+/// Gives the calling *thread* a new network namespace (`unshare(CLONE_NEWNET)`), in which `lo` is
+/// down. Threads and processes that it makes are born there; other threads stay where they are.
+///
+/// # Errors
+/// As unshare(2): EPERM without the right, ENOSPC at the limit.
+pub fn unshare_network() -> Result<()> {
+    unshare(libc::CLONE_NEWNET)
+}
+
 /// Moves the calling *thread* into the mount namespace behind `namespace`; its root and working
 /// directory become that namespace's root.
 ///

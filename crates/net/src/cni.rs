@@ -1,0 +1,1 @@
+//! Networks that standard CNI plugins make.

@@ -1,0 +1,1 @@
+//! Names: what a container asks 127.0.0.11.

@@ -1,0 +1,59 @@
+//! Networks of containers: links, addresses, routes, the firewall, published ports, names.
+//!
+//! Owns what stands below `<run root>/networks` and `<run root>/published`, the links whose names
+//! begin with `knarr`, `kn-` and `kv`, and the nf_tables table `knarr`. Speaks netlink itself: no
+//! program is run, no daemon asked. Everything is synchronous and takes microseconds; what the
+//! kernel does slowly (taking a link away) nobody waits for.
+//!
+//! ```text
+//! engine   networks/<name>.json ([`Network`])  ──▶ [`Plan`] of a container
+//! monitor  [`Membership::prepare`]   addresses and names (exclusive symlinks), ports held bound
+//!          clone3                    the namespace is there
+//!          [`Membership::connect`]   one message makes both ends of the link, one batch the
+//!                                    addresses and routes, one transaction opens the ports
+//!          … the program runs …      [`Membership::join`], [`part`](Membership::part), …
+//!          [`Membership::leave`]     ports closed, names gone; the kernel takes the links away
+//! ```
+//! Invariants:
+//! - A name and a port work before the first instruction of the container's program, and no longer
+//!   than the container.
+//! - An address is not handed out while a link or a process of its last holder is there.
+//! - The firewall's table is a function of files; a container's start changes its elements only.
+//!
+//! It never decides who may join what: the [`Plan`] says it.
+
+pub mod cni;
+mod conntrack;
+pub mod dns;
+pub mod driver;
+mod error;
+pub mod firewall;
+mod host;
+mod join;
+pub mod lease;
+mod netlink;
+pub mod network;
+mod nft;
+pub mod pasta;
+pub mod plan;
+pub mod port;
+mod route;
+mod subnet;
+#[cfg(test)]
+mod testing;
+
+pub use error::{Error, Result};
+pub use host::remove;
+pub use join::{Membership, sweep};
+pub use netlink::{open_namespace, own_namespace, within};
+pub use network::Network;
+pub use plan::{Attached, Endpoint, Joint, Plan};
+pub use route::{Mac, loopback_up};
+pub use subnet::Subnet;
+
+/// FNV-1a, 64 bits: names that must be short and the same each time. Not for adversaries.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

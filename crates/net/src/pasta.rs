@@ -1,0 +1,1 @@
+//! The network of a user without root, through `pasta`.
