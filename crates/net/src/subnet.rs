@@ -21,7 +21,7 @@ impl Subnet {
     pub fn of(address: IpAddr, prefix: u8) -> Self {
         let all = Self::holding(address, prefix);
         Self {
-            address: all.from_bits(all.first()),
+            address: all.at_bits(all.first()),
             prefix: all.prefix,
         }
     }
@@ -58,7 +58,7 @@ impl Subnet {
     }
 
     /// The address of this family with these bits.
-    fn from_bits(&self, bits: u128) -> IpAddr {
+    fn at_bits(&self, bits: u128) -> IpAddr {
         match self.address {
             IpAddr::V4(_) => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),
             IpAddr::V6(_) => Ipv6Addr::from(bits).into(),
@@ -83,12 +83,12 @@ impl Subnet {
 
     /// The network's own address.
     pub fn network(&self) -> IpAddr {
-        self.from_bits(self.first())
+        self.at_bits(self.first())
     }
 
     /// The last address: of IPv4, the broadcast address.
     pub fn end(&self) -> IpAddr {
-        self.from_bits(self.last())
+        self.at_bits(self.last())
     }
 
     /// Whether an address is in it.
@@ -112,7 +112,7 @@ impl Subnet {
     /// The `nth` address; `None` behind the end.
     pub fn nth(&self, nth: u128) -> Option<IpAddr> {
         let bits = self.first().checked_add(nth)?;
-        (bits <= self.last()).then(|| self.from_bits(bits))
+        (bits <= self.last()).then(|| self.at_bits(bits))
     }
 
     /// Where an address is, counted from the network's own.
@@ -134,7 +134,7 @@ impl Subnet {
         std::iter::from_fn(move || {
             let start = next.filter(|start| *start <= self.last())?;
             next = step.and_then(|step| start.checked_add(step));
-            Some(Self::of(self.from_bits(start), prefix))
+            Some(Self::of(self.at_bits(start), prefix))
         })
     }
 }
