@@ -50,6 +50,9 @@ fn a_container_goes_through_its_life() -> Result<()> {
     assert!(knarr.ok(["top", "site"])?.contains("sleep 100"));
     let stats = knarr.ok(["stats", "--no-stream", "site"])?;
     assert!(stats.contains("site") && stats.contains('%'), "{stats}");
+    // Also what it took before it was counted is told.
+    let memory = knarr.ok(["stats", "--no-stream", "--format", "{{.MemUsage}}", "site"])?;
+    assert!(!memory.starts_with("0B"), "{memory}");
     let old = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "site"])?;
     knarr.ok(["restart", "-t", "0", "site"])?;
     assert_ne!(knarr.ok(["inspect", "-f", "{{.State.Pid}}", "site"])?, old);

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use knarr_cgroup::Mode;
 use knarr_monitor::state::Status;
 use serde_json::{Value, json};
 
@@ -78,6 +79,8 @@ struct Source {
     cgroup: knarr_cgroup::Cgroup,
     pid: u32,
     machine_memory: u64,
+    /// It joined its v1 hierarchies after it had started: what it took before is not in them.
+    joined_late: bool,
 }
 
 impl StatsReader {
@@ -107,6 +110,9 @@ impl StatsReader {
         self.before = Some((now, cpu));
         if let Some(memory) = used.memory {
             stats.memory = memory.working_set();
+            if source.joined_late {
+                stats.memory = stats.memory.max(own_memory(&source.cgroup.processes()?));
+            }
             stats.memory_limit = memory.limit.unwrap_or(u64::MAX).min(source.machine_memory);
             stats.memory_percent = percent(stats.memory, stats.memory_limit);
         }
@@ -130,6 +136,23 @@ fn percent(part: u64, whole: u64) -> f64 {
     } else {
         part as f64 / whole as f64 * 100.0
     }
+}
+
+/// Bytes of the processes' own memory: anonymous and shared, no files (`smaps_rollup`, proc(5), since
+/// Linux 5.9). Who is gone has none.
+fn own_memory(processes: &[rustix::process::Pid]) -> u64 {
+    let of = |pid: &rustix::process::Pid| -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+        let text = knarr_fs::read_to_string(Path::new(&path)).unwrap_or_default();
+        let kilobytes = |line: &str| -> Option<u64> {
+            let (key, value) = line.split_once(':')?;
+            matches!(key, "Pss_Anon" | "Pss_Shmem")
+                .then(|| value.trim().strip_suffix(" kB")?.parse().ok())
+                .flatten()
+        };
+        text.lines().filter_map(kilobytes).sum::<u64>() * 1024
+    };
+    processes.iter().map(of).sum()
 }
 
 /// Bytes received and sent on all interfaces but loopback (proc_pid_net(5)).
@@ -167,11 +190,14 @@ impl Engine {
             Found::Running(state) => {
                 let cgroup = self.cgroup(&self.stored_request(&id)?)?;
                 cgroup.join_stats()?;
+                let layout = self.layout()?;
+                let joined_late = layout.mode() != Mode::Unified && !cgroup.needs_join();
                 let pid = state.process.map(|process| process.pid).unwrap_or_default();
                 Some(Source {
                     cgroup,
                     pid,
                     machine_memory: machine_memory(),
+                    joined_late,
                 })
             }
         };

@@ -180,7 +180,7 @@ impl Explain for Fault {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotInPath { program } => {
-                format!("install {program} in the image, or give its full path")
+                format!("install `{program}` in the image, or give its full path")
             }
             Self::NotFound { .. } | Self::Dangling { .. } => {
                 "the path is looked up in the image and its volumes, not on the host".to_owned()
@@ -192,7 +192,7 @@ impl Explain for Fault {
             }
             Self::Denied { .. } => "run as another user (`--user`), or change its mode".to_owned(),
             Self::Interpreter { interpreter, .. } => {
-                format!("install {interpreter} in the image, or correct the script's first line")
+                format!("install `{interpreter}` in the image, or correct the script's first line")
             }
             Self::CarriageReturn { path, .. } => {
                 format!("convert the line ends: `sed -i 's/\\r$//' {path}`")

@@ -33,7 +33,7 @@ fn the_reason_is_found() {
             "nothing",
             0,
             "127 error: exec: \"nothing\": executable file not found in $PATH\n  \
-             hint: install nothing in the image, or give its full path",
+             hint: install `nothing` in the image, or give its full path",
         ),
         (
             "/bin/nothing",
@@ -62,13 +62,13 @@ fn the_reason_is_found() {
             "python",
             0,
             "127 error: /bin/python needs /usr/bin/python3, which does not exist in the container\n  \
-             hint: install /usr/bin/python3 in the image, or correct the script's first line",
+             hint: install `/usr/bin/python3` in the image, or correct the script's first line",
         ),
         (
             "nested",
             0,
             "127 error: /bin/python needs /usr/bin/python3, which does not exist in the container\n  \
-             hint: install /usr/bin/python3 in the image, or correct the script's first line",
+             hint: install `/usr/bin/python3` in the image, or correct the script's first line",
         ),
         (
             "crlf",
