@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use knarr_fs::Lock;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -210,8 +210,7 @@ fn clone_any(holders: &Path, keeping: Keeping) -> Result<Option<OwnedFd>> {
 /// Removes the records of processes that are gone. Under the layer's lock.
 fn sweep_dead(holders: &Path) -> Result<()> {
     for (name, target) in knarr_fs::link_names(holders)? {
-        let living = Holder::parse(&name, target.as_os_str())
-            .is_some_and(|holder| holder.process().is_some());
+        let living = Holder::parse(&name, target.as_os_str()).is_some_and(|holder| holder.holds());
         if !living {
             knarr_fs::remove_file(&holders.join(&name))?;
         }
@@ -255,6 +254,17 @@ impl Holder {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let process = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty()).ok()?;
         (start_time(process.as_fd()).ok()? == self.start_time).then_some(process)
+    }
+
+    /// Whether it lives and has its descriptor: a process that was killed has lost its descriptors,
+    /// and with them its locks, for a moment before it is a zombie.
+    fn holds(&self) -> bool {
+        let Some(process) = self.process() else {
+            return false;
+        };
+        let fd = format!("fd/{}", self.fd);
+        let found = rustix::fs::statat(&process, fd, AtFlags::SYMLINK_NOFOLLOW);
+        !matches!(found, Err(Errno::NOENT | Errno::SRCH))
     }
 
     /// A clone of what it holds, if it lives and holds what it says.

@@ -239,11 +239,13 @@ fn records_of_the_dead_are_swept_and_liars_are_not_believed() {
         .unwrap()
         .to_owned();
     let me = std::process::id();
-    // A process that never was, ours with another start time, another boot, nonsense.
+    // A process that never was, ours with another start time, another boot, a descriptor that we do
+    // not have (as who is being killed has none), nonsense.
     for (name, target) in [
         ("4194305.3", format!("1:{boot}:50:mount")),
         (&format!("{me}.990"), format!("1:{boot}:50:mount")),
         (&format!("{me}.991"), format!("{start}:another:50:mount")),
+        (&format!("{me}.992"), format!("{start}:{boot}:50:mount")),
         ("nonsense", "nonsense".to_owned()),
     ] {
         std::os::unix::fs::symlink(target, holders.join(name)).unwrap();
