@@ -38,7 +38,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// `crt-static` is given to the last crate only: for the whole build it would break proc-macros on
 /// the gnu target.
 pub(crate) fn build_binaries() -> Result<()> {
-    for (package, binary) in [("knarr-monitor-bin", "knarr-monitor"), ("knarr", "knarr")] {
+    for (package, binary) in [
+        ("knarr-monitor-bin", "knarr-monitor"),
+        ("knarr-oci", "knarr-oci"),
+        ("knarr", "knarr"),
+    ] {
         cargo(
             &[
                 "rustc",
@@ -59,7 +63,7 @@ pub(crate) fn build_binaries() -> Result<()> {
 /// Copies the binaries to `PREFIX/bin`: a copy is an installation.
 pub(crate) fn install(prefix: &str) -> Result<()> {
     build_binaries()?;
-    for binary in ["knarr", "knarr-monitor"] {
+    for binary in ["knarr", "knarr-monitor", "knarr-oci"] {
         let from = workspace().join("target/release").join(binary);
         run(Command::new("install")
             .arg("-D")

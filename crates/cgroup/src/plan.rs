@@ -504,7 +504,10 @@ mod tests {
             ),
             (
                 Resources {
-                    block_io: Some(BlockIo { weight: Some(5) }),
+                    block_io: Some(BlockIo {
+                        weight: Some(5),
+                        ..BlockIo::default()
+                    }),
                     ..Resources::default()
                 },
                 "block I/O weight 5 is not between 10 and 1000",
@@ -529,7 +532,10 @@ mod tests {
                 shares: Some(512),
                 ..Cpu::default()
             }),
-            block_io: Some(BlockIo { weight: Some(500) }),
+            block_io: Some(BlockIo {
+                weight: Some(500),
+                ..BlockIo::default()
+            }),
             memory: Some(Memory {
                 limit: Some(1 << 30),
                 swap: Some(1 << 31),

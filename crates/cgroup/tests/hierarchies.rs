@@ -498,7 +498,10 @@ fn the_other_limits_reach_the_kernel() {
         };
         let resources = Resources {
             cpu: Some(cpu),
-            block_io: Some(BlockIo { weight: Some(300) }),
+            block_io: Some(BlockIo {
+                weight: Some(300),
+                ..BlockIo::default()
+            }),
             memory: Some(Memory {
                 reservation: Some(1 << 24),
                 ..Memory::default()

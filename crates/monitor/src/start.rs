@@ -8,7 +8,7 @@ use knarr_cgroup::{Cgroup, Layout};
 use knarr_diag::{Explain as _, Report};
 use knarr_fs::{Durability, Lock, tree};
 use knarr_layer::HeldLayer;
-use knarr_runtime::{Launch, Stdio};
+use knarr_runtime::{Extras, Launch, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
@@ -61,6 +61,7 @@ pub(crate) fn start(
         stdio,
         cgroup: cgroup.dir_fd(),
         binds: Vec::new(),
+        extras: Extras::default(),
     })?;
     knarr_fs::failpoint!("monitor.cloned");
     let pid = begun.pid();

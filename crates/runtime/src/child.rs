@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use knarr_sys::clone::Namespaces;
 use knarr_sys::mount::{Attributes, Change, Propagation as SysPropagation, mount_setattr};
 use knarr_sys::{Failure, child as sys_child, process as sys_process};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -20,7 +21,7 @@ use rustix::process::Uid;
 use crate::plan::{Plan, Propagation};
 use crate::prepare::{Device, DeviceSource, Mount, Place, Prepared, Source, Tree, propagation};
 use crate::step::{Fault, MESSAGE, Message, Step};
-use crate::{console, init};
+use crate::{console, hook, init};
 
 type Outcome<T> = Result<T, Failure>;
 
@@ -36,15 +37,50 @@ pub(crate) struct Job<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     /// Descriptors from 3 on that the program keeps.
     pub(crate) preserve: i32,
-    /// Waits for the parent to have joined cgroups, and makes the cgroup namespace then.
-    pub(crate) late_cgroup_namespace: bool,
+    pub(crate) cgroups: CgroupNamespace,
+    pub(crate) time: Option<&'a TimePlan>,
+    /// The host's procfs, where it is needed.
+    pub(crate) proc: Option<BorrowedFd<'a>>,
+    /// Waits until the parent knows it.
+    pub(crate) staged: bool,
+    pub(crate) gate: Option<BorrowedFd<'a>>,
+    pub(crate) root_path: Option<&'a CStr>,
+    pub(crate) no_pivot: bool,
+    /// Mounts of the host that chroot(2) would leave within reach.
+    pub(crate) hidden: &'a [std::ffi::CString],
+    pub(crate) own_stdio: bool,
+    pub(crate) container_hooks: &'a [hook::Prepared],
+    pub(crate) start_hooks: &'a [hook::Prepared],
+    pub(crate) hook_files: Option<&'a hook::Files>,
+}
+
+/// When the cgroup namespace is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupNamespace {
+    /// By the clone, or not at all.
+    AtOnce,
+    /// When the parent has joined cgroups.
+    Late,
+    /// The same, but only for the mounts, which then show the container's own cgroups.
+    Lent,
+}
+
+/// A new time namespace.
+#[derive(Debug)]
+pub(crate) struct TimePlan {
+    /// For `/proc/self/timens_offsets`.
+    pub(crate) offsets: Vec<u8>,
 }
 
 /// What the parent says to the child, one byte each.
 pub(crate) mod word {
     pub(crate) const MAPPED: u8 = b'M';
     pub(crate) const JOINED: u8 = b'J';
+    /// The hooks of the host have run.
+    pub(crate) const HOOKED: u8 = b'H';
     pub(crate) const GO: u8 = b'G';
+    /// The creator goes; whoever connects to the gate is the one to listen to.
+    pub(crate) const LEFT: u8 = b'L';
 }
 
 /// Runs the child to its end; the answer is the exit code.
@@ -72,11 +108,15 @@ pub(crate) fn send(socket: BorrowedFd<'_>, message: Message) -> Outcome<()> {
 
 /// Says that all is ready, with the master end of the terminal.
 pub(crate) fn send_terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Outcome<()> {
+    send_with(socket, Message::Ready, master)
+}
+
+fn send_with(socket: BorrowedFd<'_>, message: Message, fd: BorrowedFd<'_>) -> Outcome<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [master];
+    let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    let bytes: [u8; MESSAGE] = Message::Ready.encode();
+    let bytes: [u8; MESSAGE] = message.encode();
     rustix::net::sendmsg(
         socket,
         &[IoSlice::new(&bytes)],
@@ -119,6 +159,9 @@ pub(crate) fn wait_for(socket: BorrowedFd<'_>, word: u8) -> Result<(), Fault> {
 fn create(job: &Job<'_>) -> Result<i32, Fault> {
     let (plan, tree, root) = (job.plan, job.tree, job.root);
     // Descriptors keep their numbers low; each is close-on-exec, so few are closed by hand.
+    if job.staged {
+        wait_for(job.socket, word::GO)?;
+    }
     if plan.user_namespace.is_some() {
         wait_for(job.socket, word::MAPPED)?;
         become_root().map_err(Fault::at(Step::BecomeRoot))?;
@@ -127,6 +170,9 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
         .map_err(Failure::of("setsid"))
         .map_err(Fault::at(Step::Session))?;
     rustix::process::umask(Mode::empty());
+    if let (Some(time), Some(proc)) = (job.time, job.proc) {
+        enter_time(time, proc).map_err(Fault::at(Step::TimeNamespace))?;
+    }
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(Failure::of("sethostname"))
@@ -149,21 +195,45 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
     rustix::mount::mount_change(c"/", cut | MountPropagationFlags::REC)
         .map_err(Failure::of("mount"))
         .map_err(Fault::at(Step::Propagation))?;
-    attach_root(root).map_err(Fault::at(Step::AttachRoot))?;
+    for mount in job.hidden {
+        // Some lie below others that are gone already.
+        rustix::mount::unmount(mount, UnmountFlags::DETACH).ok();
+    }
+    attach_root(root, job.root_path.unwrap_or(c"/")).map_err(Fault::at(Step::AttachRoot))?;
     if !tree.sysctls.is_empty() {
         let proc = proc_handle().map_err(Fault::at(Step::ProcHandle))?;
         for (index, (path, value)) in tree.sysctls.iter().enumerate() {
             write_sysctl(proc.as_fd(), path, value).map_err(Fault::nth(Step::Sysctl, index))?;
         }
     }
-    let mut joined = !job.late_cgroup_namespace;
+    let mut joined = job.cgroups == CgroupNamespace::AtOnce;
     for (index, mount) in tree.mounts.iter().enumerate() {
-        if !joined && matches!(mount.source, Source::Hierarchies { .. }) {
-            wait_for(job.socket, word::JOINED)?;
-            sys_child::unshare_cgroup_namespace().map_err(Fault::at(Step::CgroupNamespace))?;
-            joined = true;
+        if !matches!(mount.source, Source::Hierarchies { .. }) {
+            attach(root, mount, index)?;
+            continue;
         }
+        if !joined {
+            wait_for(job.socket, word::JOINED)?;
+        }
+        let own = match job.cgroups {
+            CgroupNamespace::Lent => Some(own_cgroups(job.proc)?),
+            CgroupNamespace::Late | CgroupNamespace::AtOnce => None,
+        };
+        if !joined || own.is_some() {
+            sys_child::unshare_cgroup_namespace().map_err(Fault::at(Step::CgroupNamespace))?;
+        }
+        joined = true;
         attach(root, mount, index)?;
+        if let Some(own) = own {
+            match sys_process::setns(own.as_fd(), Namespaces::CGROUP) {
+                // In a user namespace there is no way back; the new one shows less.
+                Ok(())
+                | Err(Failure {
+                    errno: Errno::PERM, ..
+                }) => {}
+                Err(failure) => return Err(Fault::at(Step::CgroupNamespace)(failure)),
+            }
+        }
     }
     if let Some(dev) = &tree.dev {
         make_dev(root, dev, &tree.devices)?;
@@ -186,13 +256,36 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
     for (index, path) in tree.readonly.iter().enumerate() {
         make_readonly(root, path).map_err(Fault::nth(Step::ReadonlyPath, index))?;
     }
+    if plan.hooks.before_pivot() {
+        send(job.socket, Message::Mounted).map_err(Fault::at(Step::Wait))?;
+        wait_for(job.socket, word::HOOKED)?;
+        if let Some(files) = job.hook_files {
+            let (input, output) = (files.creating.as_fd(), files.output.as_fd());
+            hook::run_inside(
+                job.container_hooks,
+                Step::CreateContainerHook,
+                input,
+                output,
+            )?;
+        }
+    }
     finish_root(root, plan).map_err(Fault::at(Step::RootAttributes))?;
-    pivot(root).map_err(Fault::at(Step::Pivot))?;
+    if job.no_pivot {
+        change_root(root)
+    } else {
+        pivot(root)
+    }
+    .map_err(Fault::at(Step::Pivot))?;
     knarr_fs::failpoint!("run.mounted");
 
     if !joined {
         wait_for(job.socket, word::JOINED)?;
-        sys_child::unshare_cgroup_namespace().map_err(Fault::at(Step::CgroupNamespace))?;
+        if job.cgroups == CgroupNamespace::Late {
+            sys_child::unshare_cgroup_namespace().map_err(Fault::at(Step::CgroupNamespace))?;
+        }
+    }
+    if job.gate.is_some() {
+        find_program(job.process, cwd.as_fd())?;
     }
     match &terminal {
         Some(pair) => send_terminal(job.socket, pair.master.as_fd()),
@@ -200,9 +293,141 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
     }
     .map_err(Fault::at(Step::Wait))?;
     let stdio = Stdio::of(job.stdio, terminal.as_ref().map(|pair| pair.slave.as_fd()));
+    if let Some(gate) = job.gate {
+        return wait_at_gate(job, gate, cwd.as_fd(), &stdio);
+    }
     wait_for(job.socket, word::GO)?;
     knarr_fs::failpoint!("run.gate");
-    finish(job.process, cwd.as_fd(), &stdio, job.socket, job.preserve)
+    start(job, cwd.as_fd(), &stdio, job.socket)
+}
+
+/// From the start on: hooks, then the program.
+fn start(
+    job: &Job<'_>,
+    cwd: BorrowedFd<'_>,
+    stdio: &Stdio<'_>,
+    socket: BorrowedFd<'_>,
+) -> Result<i32, Fault> {
+    if let Some(files) = job.hook_files {
+        let (input, output) = (files.created.as_fd(), files.output.as_fd());
+        hook::run_inside(job.start_hooks, Step::StartContainerHook, input, output)?;
+    }
+    let rest = Finish {
+        socket,
+        preserve: job.preserve,
+        own_stdio: job.own_stdio,
+    };
+    finish(job.process, cwd, stdio, &rest)
+}
+
+/// Waits without the creator, with nothing of it but what the program will have.
+fn wait_at_gate(
+    job: &Job<'_>,
+    gate: BorrowedFd<'_>,
+    cwd: BorrowedFd<'_>,
+    stdio: &Stdio<'_>,
+) -> Result<i32, Fault> {
+    let at = Fault::at(Step::Gate);
+    set_stdio(stdio).map_err(Fault::at(Step::Stdio))?;
+    let files = job.hook_files;
+    let labels = job.process.labels.as_ref();
+    let mut kept = [
+        gate.as_raw_fd(),
+        cwd.as_raw_fd(),
+        job.socket.as_raw_fd(),
+        files.map_or(-1, |files| files.created.as_raw_fd()),
+        files.map_or(-1, |files| files.output.as_raw_fd()),
+        labels.map_or(-1, |labels| labels.proc.as_raw_fd()),
+    ];
+    kept.sort_unstable();
+    sys_child::close_all_but_sorted(3 + job.preserve, &kept).map_err(&at)?;
+    // A creator that dies before it has written down what it made takes this process along.
+    wait_for(job.socket, word::LEFT)?;
+    let connection = loop {
+        match rustix::net::accept_with(gate, rustix::net::SocketFlags::CLOEXEC) {
+            Ok(connection) => break connection,
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(errno) => {
+                return Err(at(Failure {
+                    call: "accept",
+                    errno,
+                }));
+            }
+        }
+    };
+    let socket = connection.as_fd();
+    let started = wait_for(socket, word::GO).and_then(|()| {
+        knarr_fs::failpoint!("run.gate");
+        start(job, cwd, &Stdio::Inherited, socket)
+    });
+    Ok(started.unwrap_or_else(|fault| give_up(socket, fault)))
+}
+
+/// Whether there is a program to start: who creates shall hear of it, not only who starts.
+fn find_program(process: &Prepared, cwd: BorrowedFd<'_>) -> Result<(), Fault> {
+    rustix::process::fchdir(cwd)
+        .map_err(Failure::of("fchdir"))
+        .map_err(Fault::at(Step::EnterCwd))?;
+    let mut errno = Errno::NOENT;
+    for candidate in &process.candidates {
+        match rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK) {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(other) => errno = other,
+        }
+    }
+    Err(Fault::at(Step::Exec)(Failure {
+        call: "faccessat",
+        errno,
+    }))
+}
+
+/// Goes ahead into others' namespaces and makes the container's process there. Its own exit code
+/// says nothing.
+pub(crate) fn stage(job: &Job<'_>, targets: &[(OwnedFd, Namespaces)], create: Namespaces) -> i32 {
+    let forked = || -> Result<rustix::process::Pid, Fault> {
+        let at = Fault::at(Step::Join);
+        for (target, kind) in targets {
+            sys_process::setns(target.as_fd(), *kind).map_err(&at)?;
+            if *kind == Namespaces::USER {
+                become_root().map_err(Fault::at(Step::BecomeRoot))?;
+            }
+        }
+        sys_child::fork(create, None, sys_child::Parent::Grandparent, || run(job))
+            .map(|(pid, _)| pid)
+            .map_err(Fault::at(Step::Fork))
+    };
+    match forked() {
+        Ok(pid) => {
+            let pid = pid.as_raw_nonzero().get();
+            i32::from(send(job.socket, Message::Forked(pid)).is_err())
+        }
+        Err(fault) => give_up(job.socket, fault),
+    }
+}
+
+/// Makes a time namespace, sets its clocks, and enters it: what is in one cannot change it.
+fn enter_time(time: &TimePlan, proc: BorrowedFd<'_>) -> Outcome<()> {
+    sys_child::unshare_time_namespace()?;
+    if !time.offsets.is_empty() {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty())
+            .map_err(Failure::of("openat"))?;
+        rustix::io::write(&file, &time.offsets).map_err(Failure::of("write"))?;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = rustix::fs::openat(proc, c"self/ns/time_for_children", flags, Mode::empty())
+        .map_err(Failure::of("openat"))?;
+    sys_process::setns(namespace.as_fd(), Namespaces::TIME)
+}
+
+/// The cgroup namespace that the process is in.
+fn own_cgroups(proc: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let proc = proc.unwrap_or(rustix::fs::CWD);
+    rustix::fs::openat(proc, c"self/ns/cgroup", flags, Mode::empty())
+        .map_err(Failure::of("openat"))
+        .map_err(Fault::at(Step::CgroupNamespace))
 }
 
 /// Where the program's standard files come from.
@@ -223,13 +448,21 @@ impl<'a> Stdio<'a> {
     }
 }
 
+/// What [`finish`] is told beside the program.
+pub(crate) struct Finish<'a> {
+    pub(crate) socket: BorrowedFd<'a>,
+    /// Descriptors from 3 on that the program keeps.
+    pub(crate) preserve: i32,
+    /// Its standard files become its user's.
+    pub(crate) own_stdio: bool,
+}
+
 /// From inside the container's root to the program: who it is and what it may do, then exec.
 pub(crate) fn finish(
     process: &Prepared,
     cwd: BorrowedFd<'_>,
     stdio: &Stdio<'_>,
-    socket: BorrowedFd<'_>,
-    preserve: i32,
+    rest: &Finish<'_>,
 ) -> Result<i32, Fault> {
     if process.new_keyring {
         match sys_child::join_new_session_keyring() {
@@ -243,6 +476,10 @@ pub(crate) fn finish(
         }
     }
     set_stdio(stdio).map_err(Fault::at(Step::Stdio))?;
+    if rest.own_stdio {
+        own_stdio(process);
+    }
+    tune(process)?;
     for (index, (resource, limit)) in process.rlimits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit)
             .map_err(Failure::of("setrlimit"))
@@ -254,7 +491,7 @@ pub(crate) fn finish(
             .map_err(Fault::at(Step::NoNewPrivileges))?;
     } else {
         // Without no_new_privs it takes CAP_SYS_ADMIN, so before that is dropped.
-        load_filter(process)?;
+        load_filter(process, rest.socket)?;
     }
     if let Some(capabilities) = &process.capabilities {
         for &capability in &capabilities.dropped {
@@ -302,12 +539,15 @@ pub(crate) fn finish(
         }
     }
     rustix::process::umask(process.umask);
-    if process.no_new_privileges {
-        load_filter(process)?;
+    sys_child::close_on_exec_from(3 + rest.preserve).map_err(Fault::at(Step::CloseFiles))?;
+    for fd in 3..3 + rest.preserve {
+        sys_child::keep_on_exec(fd).map_err(Fault::at(Step::CloseFiles))?;
     }
-    sys_child::close_on_exec_from(3 + preserve).map_err(Fault::at(Step::CloseFiles))?;
+    if process.no_new_privileges {
+        load_filter(process, rest.socket)?;
+    }
     if process.init {
-        init::run(process, socket)
+        init::run(process, rest.socket)
     } else {
         sys_process::reset_signals().map_err(Fault::at(Step::CloseFiles))?;
         knarr_fs::failpoint!("run.exec");
@@ -335,13 +575,84 @@ pub(crate) fn execute(process: &Prepared) -> Fault {
     worst
 }
 
-fn load_filter(process: &Prepared) -> Result<(), Fault> {
+fn load_filter(process: &Prepared, socket: BorrowedFd<'_>) -> Result<(), Fault> {
     if let Some(program) = &process.seccomp {
-        knarr_sys::seccomp::load(program.instructions(), program.flags())
-            .map(drop)
+        let listener = knarr_sys::seccomp::load(program.instructions(), program.flags())
             .map_err(Fault::at(Step::Seccomp))?;
+        if let Some(listener) = listener {
+            send_with(socket, Message::Listener, listener.as_fd())
+                .map_err(Fault::at(Step::Seccomp))?;
+        }
     }
     Ok(())
+}
+
+/// Scheduling, memory and labels of the program.
+fn tune(process: &Prepared) -> Result<(), Fault> {
+    use knarr_sys::schedule;
+    if let Some(persona) = process.personality {
+        schedule::set_personality(persona).map_err(Fault::at(Step::Personality))?;
+    }
+    if let Some(cpus) = &process.last_cpus {
+        rustix::thread::sched_setaffinity(None, cpus)
+            .map_err(Failure::of("sched_setaffinity"))
+            .map_err(Fault::at(Step::Affinity))?;
+    }
+    if let Some(scheduling) = &process.scheduling {
+        schedule::sched_setattr(scheduling).map_err(Fault::at(Step::Scheduler))?;
+    }
+    if let Some(value) = process.io_priority {
+        schedule::set_io_priority(value).map_err(Fault::at(Step::IoPriority))?;
+    }
+    if let Some((mode, nodes)) = &process.memory_policy {
+        schedule::set_memory_policy(*mode, nodes).map_err(Fault::at(Step::MemoryPolicy))?;
+    }
+    if let Some(labels) = &process.labels {
+        let proc = labels.proc.as_fd();
+        if let Some(profile) = &labels.apparmor {
+            // The module's own file (Linux 5.8), else the one it may share.
+            write_label(proc, c"thread-self/attr/apparmor/exec", profile)
+                .or_else(|failure| match failure.call {
+                    "openat" => write_label(proc, c"thread-self/attr/exec", profile),
+                    _ => Err(failure),
+                })
+                .map_err(Fault::at(Step::Apparmor))?;
+        }
+        if let Some(label) = &labels.selinux {
+            write_label(proc, c"thread-self/attr/exec", label).map_err(Fault::at(Step::Selinux))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_label(proc: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Outcome<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file =
+        rustix::fs::openat(proc, path, flags, Mode::empty()).map_err(Failure::of("openat"))?;
+    rustix::io::write(&file, value)
+        .map(drop)
+        .map_err(Failure::of("write"))
+}
+
+/// Gives the standard files to the program's user, where that is allowed: `/dev/stdout` opened by
+/// its name asks for permission again.
+fn own_stdio(process: &Prepared) {
+    let null = rustix::fs::makedev(1, 3);
+    for fd in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let Ok(stat) = rustix::fs::fstat(fd) else {
+            continue;
+        };
+        let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == null;
+        if !is_null && stat.st_uid != process.uid.as_raw() {
+            // A user that is not mapped, a read-only file system: the file stays whose it was.
+            rustix::fs::fchown(fd, Some(process.uid), None).ok();
+        }
+    }
 }
 
 fn set_stdio(stdio: &Stdio<'_>) -> Outcome<()> {
@@ -366,13 +677,14 @@ pub(crate) fn become_root() -> Outcome<()> {
     rustix::thread::set_thread_groups(&[]).map_err(Failure::of("setgroups"))
 }
 
-/// Puts the detached root over the old one. Paths from `/` still lead through the old.
-fn attach_root(root: BorrowedFd<'_>) -> Outcome<()> {
+/// Puts the detached root where it will be found: over the old one (paths from `/` still lead
+/// through that), or at its own place on the host.
+fn attach_root(root: BorrowedFd<'_>, place: &CStr) -> Outcome<()> {
     rustix::mount::move_mount(
         root,
         c"",
         rustix::fs::CWD,
-        c"/",
+        place,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
     .map_err(Failure::of("move_mount"))
@@ -852,6 +1164,12 @@ fn finish_root(root: BorrowedFd<'_>, plan: &Plan) -> Outcome<()> {
         )?;
     }
     Ok(())
+}
+
+/// Makes the root, which lies over the old one, the process's own.
+fn change_root(root: BorrowedFd<'_>) -> Outcome<()> {
+    rustix::process::fchdir(root).map_err(Failure::of("fchdir"))?;
+    rustix::process::chroot(c".").map_err(Failure::of("chroot"))
 }
 
 /// Swaps the roots and lets the old one go.

@@ -74,6 +74,21 @@ pub enum Error {
         #[source]
         cause: Failure,
     },
+    /// A hook failed.
+    #[error("error running {moment} hook #{index} ({path}): {reason}")]
+    Hook {
+        /// The specification's name of when it runs.
+        moment: &'static str,
+        /// Which of them.
+        index: usize,
+        /// Its program.
+        path: String,
+        /// How it failed, and what it wrote.
+        reason: String,
+    },
+    /// The container's cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] knarr_cgroup::Error),
     /// The program cannot be executed.
     #[error(transparent)]
     Command(#[from] diagnose::Fault),
@@ -97,6 +112,8 @@ impl Explain for Error {
             Self::File { cause, .. } => cause.class(),
             Self::User(cause) => cause.class(),
             Self::Command(cause) => cause.class(),
+            Self::Cgroup(cause) => cause.class(),
+            Self::Hook { .. } => Class::Unavailable,
             Self::Died { .. } => Class::Unavailable,
             Self::NotRunning => Class::Busy,
         }
@@ -112,6 +129,8 @@ impl Explain for Error {
             Self::User(cause) => cause.code(),
             Self::Step { code, .. } => code,
             Self::Command(cause) => cause.code(),
+            Self::Cgroup(cause) => cause.code(),
+            Self::Hook { .. } => "hook-failed",
             Self::Died { .. } => "init-died",
             Self::NotRunning => "not-running",
         }
@@ -122,6 +141,7 @@ impl Explain for Error {
             Self::File { cause, .. } => cause.hint(),
             Self::User(cause) => cause.hint(),
             Self::Command(cause) => cause.hint(),
+            Self::Cgroup(cause) => cause.hint(),
             Self::Step { hint, .. } => hint.clone(),
             Self::Version { .. } => Some("update this Knarr".to_owned()),
             Self::Died { .. } => {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use knarr_spec::runtime::State;
 use knarr_sys::child::{Parent, fork};
 use knarr_sys::clone::Namespaces;
 use knarr_sys::{Failure, process as sys_process};
@@ -10,9 +11,12 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::child::{
-    Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal, wait_for, word,
+    Finish, Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal, wait_for,
+    word,
 };
-use crate::launch::{Link, Process, Stdio, bits, check_stdio, files, hear, open_root, sockets};
+use crate::launch::{
+    Link, Process, Stdio, bits, check_stdio, files, hear, open_root, sockets, write_proc,
+};
 use crate::plan::{Namespace, ProcessPlan, VERSION};
 use crate::prepare::{self, Prepared};
 use crate::step::{self, Fault, Message, Step};
@@ -59,6 +63,19 @@ struct Job<'a> {
     process: &'a Prepared,
     stdio: Option<&'a [OwnedFd; 3]>,
     socket: BorrowedFd<'a>,
+    preserve: i32,
+    own_stdio: bool,
+}
+
+/// What only some callers of [`exec_then`] need.
+#[derive(Debug, Default)]
+pub struct ExecExtras {
+    /// As [`crate::Extras::preserve`].
+    pub preserve: u32,
+    /// As [`crate::Extras::own_stdio`].
+    pub own_stdio: bool,
+    /// The container's, for a seccomp listener.
+    pub state: Option<State>,
 }
 
 /// Runs one more program in a container, as the caller's child. The caller's own executable is
@@ -67,6 +84,20 @@ struct Job<'a> {
 /// # Errors
 /// [`Error::NotRunning`], [`Error::Command`], [`Error::Step`]; then nothing is left of it.
 pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Process> {
+    exec_then(target, plan, stdio, ExecExtras::default(), |_| Ok(()))
+}
+
+/// [`exec`], with a moment for `joined` to move the process into cgroups before it runs anything.
+///
+/// # Errors
+/// As [`exec`], and what `joined` says.
+pub fn exec_then(
+    target: &Target<'_>,
+    plan: &ExecPlan,
+    stdio: Stdio,
+    extras: ExecExtras,
+    joined: impl FnOnce(Pid) -> Result<()>,
+) -> Result<Process> {
     if plan.version != VERSION {
         return Err(Error::Version {
             found: plan.version,
@@ -99,6 +130,8 @@ pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Proces
         process: &prepared,
         stdio: files.as_ref(),
         socket: theirs.as_fd(),
+        preserve: i32::try_from(extras.preserve).unwrap_or(i32::MAX - 4),
+        own_stdio: extras.own_stdio,
     };
     knarr_fs::failpoint!("exec.clone");
     let mut end = Some(ours);
@@ -127,7 +160,7 @@ pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Proces
             drop(socket);
             return Err(step::error(None, &plan.process, fault));
         }
-        Some(Message::Ready) | None => {
+        Some(_) | None => {
             let status = process::wait(&stage.pidfd);
             return Err(status.map_or(Error::NotRunning, |status| Error::Died { status }));
         }
@@ -137,7 +170,11 @@ pub fn exec(target: &Target<'_>, plan: &ExecPlan, stdio: Stdio) -> Result<Proces
         .map_err(Failure::of("pidfd_open"))
         .map_err(unreachable)?;
     knarr_fs::failpoint!("exec.cloned");
-    let link = Link::new(pid, pidfd, socket);
+    let link = Link::new(pid, pidfd, socket).with_state(extras.state);
+    if let Some(adjust) = plan.process.oom_score_adj {
+        write_proc(pid, "oom_score_adj", &adjust.to_string())?;
+    }
+    joined(pid)?;
     link.say(word::GO)?;
     let link = link.ready(None, &plan.process)?;
     drop(stage);
@@ -168,6 +205,11 @@ fn enter(job: &Job<'_>) -> i32 {
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .map_err(Failure::of("prctl"))
             .map_err(&at)?;
+        if let Some(cpus) = &job.process.initial_cpus {
+            rustix::thread::sched_setaffinity(None, cpus)
+                .map_err(Failure::of("sched_setaffinity"))
+                .map_err(Fault::at(Step::Affinity))?;
+        }
         if job.namespaces != Namespaces::NONE {
             sys_process::setns(job.target, job.namespaces).map_err(&at)?;
         }
@@ -204,7 +246,12 @@ fn inside(job: &Job<'_>) -> i32 {
         .map_err(Fault::at(Step::Wait))?;
         let slave = terminal.as_ref().map(|pair| pair.slave.as_fd());
         let stdio = ChildStdio::of(job.stdio, slave);
-        finish(job.process, cwd.as_fd(), &stdio, job.socket, 0)
+        let rest = Finish {
+            socket: job.socket,
+            preserve: job.preserve,
+            own_stdio: job.own_stdio,
+        };
+        finish(job.process, cwd.as_fd(), &stdio, &rest)
     };
     match run() {
         Ok(code) => code,

@@ -20,6 +20,9 @@
 //!          ◀───────── end of file: execve went well ────────────────── execve
 //!          ◀───────── or 16 bytes: (step, index, call, errno) ───────  exit
 //! ```
+//! Hooks stop the child once more, before `pivot_root`. A container whose creator does not stay
+//! (`knarr-oci create`) waits at a listening socket of the creator's instead of *go*; who connects
+//! starts it and hears the same answers.
 //!
 //! Invariants:
 //! * The child allocates nothing, takes no lock and runs no destructor that matters: all it needs
@@ -36,6 +39,7 @@ mod copy;
 pub mod diagnose;
 mod error;
 mod exec;
+pub mod hook;
 mod init;
 mod launch;
 mod plan;
@@ -47,10 +51,15 @@ pub mod user;
 
 pub use capability::Capability;
 pub use error::{Error, Result};
-pub use exec::{ExecPlan, Target, exec};
-pub use launch::{Begun, Created, Init, Launch, Process, Stdio, begin, create};
+pub use exec::{ExecExtras, ExecPlan, Target, exec, exec_then};
+pub use launch::{
+    Begun, Created, Extras, Init, Launch, Process, Stdio, Waiting, begin, create, open_gate,
+    send_fd,
+};
 pub use plan::{
-    Attribute, CapabilitySets, CgroupHierarchy, CgroupView, ConsoleSize, DeviceKind, DevicePlan,
-    IdRange, JoinNamespace, MountChange, MountKind, MountPlan, Namespace, Plan, PlanOptions,
-    ProcessPlan, Propagation, Rlimit, RootPlan, Sysctl, UserNamespace, UserPlan, plan,
+    AffinityPlan, Attribute, CapabilitySets, CgroupHierarchy, CgroupView, ConsoleSize, DeviceKind,
+    DevicePlan, HookPlan, HooksPlan, IdRange, Idmap, JoinNamespace, ListenerPlan, MemoryPolicyPlan,
+    MountChange, MountKind, MountPlan, Namespace, Plan, PlanOptions, ProcessPlan, Propagation,
+    Rlimit, RootPlan, SchedulerPlan, SuperOption, Sysctl, TimeOffset, UserNamespace, UserPlan,
+    hook_plan, plan, process_plan,
 };

@@ -4,10 +4,11 @@
 mod config;
 mod mount;
 mod text;
+mod tuning;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::plan;
+pub use config::{hook_plan, plan, process_plan};
 
 use crate::Capability;
 
@@ -28,6 +29,9 @@ pub struct Plan {
     /// The id maps of the new user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<UserNamespace>,
+    /// Clocks of a new time namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub time_offsets: Vec<TimeOffset>,
     /// For `sethostname`, in a UTS namespace of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -57,6 +61,12 @@ pub struct Plan {
     /// Kernel parameters of the container's namespaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sysctls: Vec<Sysctl>,
+    /// SELinux's label of the file systems that are mounted anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_label: Option<String>,
+    /// Programs that run while the container is made and started.
+    #[serde(default, skip_serializing_if = "HooksPlan::is_empty")]
+    pub hooks: HooksPlan,
     /// The program.
     pub process: ProcessPlan,
 }
@@ -85,6 +95,61 @@ pub struct JoinNamespace {
     pub path: String,
 }
 
+/// By how much a clock of the container differs from the host's (time_namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the specification's")]
+pub struct TimeOffset {
+    /// `monotonic` or `boottime`.
+    pub clock: String,
+    pub secs: i64,
+    pub nanosecs: u32,
+}
+
+/// Hooks by their moment (config.md, "POSIX-platform Hooks"). Those after the start are the
+/// caller's: [`crate::hook::run`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HooksPlan {
+    /// On the host, with the mounts made and the root not yet changed: `prestart`, then
+    /// `createRuntime`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub create_runtime: Vec<HookPlan>,
+    /// The host's programs in the container's namespaces, after those.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub create_container: Vec<HookPlan>,
+    /// The container's programs, before its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub start_container: Vec<HookPlan>,
+}
+
+impl HooksPlan {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether the child stops before it changes its root.
+    pub(crate) fn before_pivot(&self) -> bool {
+        !self.create_runtime.is_empty() || !self.create_container.is_empty()
+    }
+}
+
+/// One hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookPlan {
+    /// Absolute.
+    pub path: String,
+    /// With the program's name; the path where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// All of its environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Seconds until it is killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+}
+
 /// The maps of a new user namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
@@ -101,6 +166,17 @@ pub struct IdRange {
     pub container: u32,
     pub host: u32,
     pub size: u32,
+}
+
+/// Ranges as the specification has them.
+fn ranges(maps: &[knarr_spec::runtime::IdMapping]) -> Vec<IdRange> {
+    maps.iter()
+        .map(|map| IdRange {
+            container: map.container_id,
+            host: map.host_id,
+            size: map.size,
+        })
+        .collect()
 }
 
 /// The root's mount.
@@ -148,6 +224,21 @@ pub struct MountPlan {
     /// The same for all mounts below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation_recursive: Option<Propagation>,
+    /// Ids as a bind mount shows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idmap: Option<Idmap>,
+}
+
+/// Ids that a mount translates (mount_setattr(2), "ID-mapped mounts"): what the file system has as
+/// `container` is seen as `host`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idmap {
+    /// The maps.
+    #[serde(flatten)]
+    pub maps: UserNamespace,
+    /// Also for all mounts below.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recursive: bool,
 }
 
 /// What is mounted.
@@ -173,6 +264,9 @@ pub enum MountKind {
         /// The image's content of the destination is copied in first (`tmpcopyup`).
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         copy_up: bool,
+        /// How the file system itself works.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        super_options: Vec<SuperOption>,
     },
     /// The container's own view of its cgroups.
     Cgroup {
@@ -191,6 +285,33 @@ pub enum CgroupView {
     /// A tmpfs with one directory per v1 hierarchy (and `unified` where it is listed). The child
     /// waits for [`crate::Begun::joined`] before it enters its cgroup namespace.
     Hierarchies(Vec<CgroupHierarchy>),
+}
+
+impl CgroupView {
+    /// The cgroup mounts below `/sys/fs/cgroup` in a text of proc_pid_mountinfo(5).
+    pub fn hierarchies(mountinfo: &str) -> Self {
+        let mount = |line: &str| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            let name = mount.split(' ').nth(4)?.strip_prefix("/sys/fs/cgroup/")?;
+            let mut fields = file_system.split(' ');
+            let controllers = match (fields.next()?, fields.nth(1)?) {
+                ("cgroup2", _) => String::new(),
+                ("cgroup", options) => {
+                    let common =
+                        |word: &&str| !matches!(*word, "rw" | "ro" | "xattr" | "clone_children");
+                    let own = |word: &&str| common(word) && !word.starts_with("release_agent=");
+                    options.split(',').filter(own).collect::<Vec<_>>().join(",")
+                }
+                _ => return None,
+            };
+            // A mount below another one is somebody's container.
+            (!name.contains('/')).then(|| CgroupHierarchy {
+                name: name.to_owned(),
+                controllers,
+            })
+        };
+        Self::Hierarchies(mountinfo.lines().filter_map(mount).collect())
+    }
 }
 
 /// One hierarchy below `/sys/fs/cgroup`.
@@ -234,6 +355,19 @@ pub enum Attribute {
     Strictatime,
     Nodiratime,
     Nosymfollow,
+}
+
+/// An option of a file system that all have (mount(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are mount(8)'s")]
+pub enum SuperOption {
+    Sync,
+    Dirsync,
+    Lazytime,
+    Mand,
+    Iversion,
+    Silent,
 }
 
 /// A device node.
@@ -307,12 +441,88 @@ pub struct ProcessPlan {
     /// The system call filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<knarr_seccomp::Program>,
+    /// Who is asked about calls that the filter does not decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<ListenerPlan>,
+    /// Execution domain (personality(2)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<u32>,
+    /// Scheduling policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<SchedulerPlan>,
+    /// As ioprio_set(2) takes it: class times 8192 plus level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<u16>,
+    /// CPUs before and after an exec has joined the container's cgroups.
+    #[serde(default, skip_serializing_if = "AffinityPlan::is_empty")]
+    pub affinity: AffinityPlan,
+    /// NUMA memory policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<MemoryPolicyPlan>,
+    /// AppArmor's profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<String>,
+    /// SELinux's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<String>,
     /// A new session keyring, so that the container sees no keys of the caller.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_keyring: bool,
     /// A tiny init is pid 1 and the program its child (`--init`). Not for exec.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub init: bool,
+}
+
+/// The listener of a filter with `SCMP_ACT_NOTIFY`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerPlan {
+    /// Of its Unix socket on the host.
+    pub path: String,
+    /// Passed on as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
+}
+
+/// What sched_setattr(2) is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are sched_setattr(2)'s")]
+pub struct SchedulerPlan {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// CPUs by number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AffinityPlan {
+    /// Before it joins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub initial: Vec<u32>,
+    /// For the program.
+    #[serde(rename = "final", skip_serializing_if = "Vec::is_empty")]
+    pub last: Vec<u32>,
+}
+
+impl AffinityPlan {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.initial.is_empty() && self.last.is_empty()
+    }
+}
+
+/// What set_mempolicy(2) is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicyPlan {
+    /// `MPOL_*` with its flags.
+    pub mode: u32,
+    /// By number, below 1024.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<u32>,
 }
 
 /// Who the program runs as.

@@ -9,15 +9,16 @@ use knarr_seccomp::Program;
 use knarr_sys::Failure;
 use knarr_sys::mount::{Attributes, Change, Propagation as SysPropagation, mount_setattr};
 use knarr_sys::process::CStringArray;
+use knarr_sys::schedule::Scheduling;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
 use crate::plan::{
-    Attribute, CgroupView, DeviceKind, MountChange, MountKind, Plan, ProcessPlan, Propagation,
-    UserPlan,
+    Attribute, CgroupView, DeviceKind, Idmap, MountChange, MountKind, Plan, ProcessPlan,
+    Propagation, SuperOption, UserPlan,
 };
 use crate::step::mount_text;
 use crate::{Capability, ConsoleSize, Error, MountPlan, Result, user};
@@ -96,6 +97,22 @@ pub(crate) struct Prepared {
     pub(crate) seccomp: Option<Program>,
     pub(crate) new_keyring: bool,
     pub(crate) init: bool,
+    pub(crate) personality: Option<u32>,
+    pub(crate) scheduling: Option<Scheduling>,
+    pub(crate) io_priority: Option<u16>,
+    pub(crate) memory_policy: Option<(u32, [u64; 16])>,
+    pub(crate) initial_cpus: Option<CpuSet>,
+    pub(crate) last_cpus: Option<CpuSet>,
+    pub(crate) labels: Option<Labels>,
+}
+
+/// What the security modules are told, through a procfs of the host that no container can cover.
+#[derive(Debug)]
+pub(crate) struct Labels {
+    pub(crate) proc: OwnedFd,
+    /// `exec PROFILE`.
+    pub(crate) apparmor: Option<Vec<u8>>,
+    pub(crate) selinux: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -230,13 +247,21 @@ pub(crate) fn propagation(word: Propagation) -> SysPropagation {
 /// O_PATH descriptors or detached mounts.
 pub(crate) fn tree(plan: &Plan, root: &Root, opened: Vec<(usize, OwnedFd)>) -> Result<Tree> {
     let mut opened = opened;
+    if plan.mount_label.is_some() {
+        need_selinux("linux.mountLabel")?;
+    }
     let mut mounts = Vec::with_capacity(plan.mounts.len());
     for (index, mount) in plan.mounts.iter().enumerate() {
         let given = opened
             .iter()
             .position(|(at, _)| *at == index)
             .map(|position| opened.swap_remove(position).1);
-        mounts.push(prepare_mount(mount, root, given)?);
+        mounts.push(prepare_mount(
+            mount,
+            root,
+            given,
+            plan.mount_label.as_deref(),
+        )?);
     }
     let bind_devices = plan.user_namespace.is_some();
     let devices = plan
@@ -294,7 +319,41 @@ pub(crate) fn tree(plan: &Plan, root: &Root, opened: Vec<(usize, OwnedFd)>) -> R
     })
 }
 
-fn prepare_mount(mount: &MountPlan, root: &Root, given: Option<OwnedFd>) -> Result<Mount> {
+/// The options of a new file system, with its label.
+fn data_of(file_system: &str, data: &str, label: Option<&str>) -> String {
+    // These take none (as in libselinux and runc).
+    let unlabelled = matches!(
+        file_system,
+        "proc" | "sysfs" | "cgroup" | "cgroup2" | "mqueue"
+    );
+    match label {
+        Some(label) if !unlabelled && data.is_empty() => format!("context=\"{label}\""),
+        Some(label) if !unlabelled => format!("{data},context=\"{label}\""),
+        _ => data.to_owned(),
+    }
+}
+
+fn super_flags(options: &[SuperOption]) -> MountFlags {
+    options.iter().fold(MountFlags::empty(), |flags, option| {
+        flags
+            | match option {
+                SuperOption::Sync => MountFlags::SYNCHRONOUS,
+                SuperOption::Dirsync => MountFlags::DIRSYNC,
+                SuperOption::Lazytime => MountFlags::LAZYTIME,
+                SuperOption::Mand => MountFlags::PERMIT_MANDATORY_FILE_LOCKING,
+                // MS_I_VERSION (linux/mount.h).
+                SuperOption::Iversion => MountFlags::from_bits_retain(1 << 23),
+                SuperOption::Silent => MountFlags::SILENT,
+            }
+    })
+}
+
+fn prepare_mount(
+    mount: &MountPlan,
+    root: &Root,
+    given: Option<OwnedFd>,
+    label: Option<&str>,
+) -> Result<Mount> {
     let field = mount.destination.as_str();
     let mut after = Vec::new();
     let source = match &mount.kind {
@@ -304,8 +363,10 @@ fn prepare_mount(mount: &MountPlan, root: &Root, given: Option<OwnedFd>) -> Resu
             copy_up: true,
             data,
             source,
+            super_options: _,
         } => {
-            let tree = copied_tmpfs(mount, source, data, root)?;
+            let data = data_of(file_system, data, label);
+            let tree = copied_tmpfs(mount, source, &data, root)?;
             debug_assert_eq!(file_system, "tmpfs");
             Source::Tree {
                 tree,
@@ -317,7 +378,9 @@ fn prepare_mount(mount: &MountPlan, root: &Root, given: Option<OwnedFd>) -> Resu
             source,
             data,
             copy_up: false,
+            super_options,
         } => {
+            let data = data_of(file_system, data, label);
             for (word, deep) in [
                 (mount.propagation, false),
                 (mount.propagation_recursive, true),
@@ -332,9 +395,11 @@ fn prepare_mount(mount: &MountPlan, root: &Root, given: Option<OwnedFd>) -> Resu
                 data: if data.is_empty() {
                     None
                 } else {
-                    Some(c_string(field, data)?)
+                    Some(c_string(field, &data)?)
                 },
-                flags: mount_flags(&mount.change) | mount_flags(&mount.change_recursive),
+                flags: mount_flags(&mount.change)
+                    | mount_flags(&mount.change_recursive)
+                    | super_flags(super_options),
             }
         }
         MountKind::Cgroup { view } => {
@@ -401,6 +466,17 @@ fn bind(
         .map_err(Failure::of("fstat"))
         .map_err(prepare)?;
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if let Some(idmap) = &mount.idmap {
+        let Idmap { maps, recursive } = idmap;
+        let (uids, gids) = (map_lines(&maps.uids), map_lines(&maps.gids));
+        let namespace = knarr_sys::namespace::user_namespace(&uids, &gids).map_err(prepare)?;
+        let change = Change {
+            idmap: Some(namespace.as_fd()),
+            recursive: *recursive,
+            ..Change::default()
+        };
+        mount_setattr(&tree, c"", &change).map_err(prepare)?;
+    }
     // A clone of a shared mount is its peer: without this the container's mounts would appear on
     // the host.
     let (own, deep) = match (mount.propagation, mount.propagation_recursive) {
@@ -425,6 +501,14 @@ fn bind(
         mount_setattr(&tree, c"", &change).map_err(prepare)?;
     }
     Ok(Source::Tree { tree, directory })
+}
+
+/// In the form of user_namespaces(7).
+pub(crate) fn map_lines(ranges: &[crate::IdRange]) -> String {
+    ranges
+        .iter()
+        .map(|range| format!("{} {} {}\n", range.container, range.host, range.size))
+        .collect()
 }
 
 /// Takes `/proc/PID/root/PATH` apart: a path in another process's mount namespace.
@@ -660,7 +744,115 @@ pub(crate) fn process(process: &ProcessPlan, root: &Root) -> Result<Prepared> {
         seccomp: process.seccomp.clone(),
         new_keyring: process.new_keyring,
         init: process.init,
+        personality: process.personality,
+        scheduling: process.scheduler.as_ref().map(|asked| {
+            let mut scheduling = Scheduling::default();
+            scheduling.policy = asked.policy;
+            scheduling.flags = asked.flags;
+            scheduling.nice = asked.nice;
+            scheduling.priority = asked.priority;
+            scheduling.runtime = asked.runtime;
+            scheduling.deadline = asked.deadline;
+            scheduling.period = asked.period;
+            scheduling
+        }),
+        io_priority: process.io_priority,
+        memory_policy: process.memory_policy.as_ref().map(|policy| {
+            let mut nodes = [0u64; 16];
+            for node in &policy.nodes {
+                // The plan holds numbers below 1024.
+                if let Some(word) = usize::try_from(node / 64)
+                    .ok()
+                    .and_then(|word| nodes.get_mut(word))
+                {
+                    *word |= 1 << (node % 64);
+                }
+            }
+            (policy.mode, nodes)
+        }),
+        initial_cpus: cpus(&process.affinity.initial),
+        last_cpus: cpus(&process.affinity.last),
+        labels: labels(process)?,
     })
+}
+
+fn cpus(numbers: &[u32]) -> Option<CpuSet> {
+    if numbers.is_empty() {
+        return None;
+    }
+    let mut set = CpuSet::new();
+    for number in numbers {
+        // 1023 is the last that sched_setaffinity(2) takes in this form.
+        if let Some(number) = usize::try_from(*number)
+            .ok()
+            .filter(|number| *number < CpuSet::MAX_CPU)
+        {
+            set.set(number);
+        }
+    }
+    Some(set)
+}
+
+fn need_selinux(field: &str) -> Result<()> {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return Ok(());
+    }
+    Err(Error::Config {
+        field: field.to_owned(),
+        reason: "selinux label is specified in config, but selinux is disabled or not supported"
+            .to_owned(),
+    })
+}
+
+/// The labels of a process, refused where the kernel has not the module.
+fn labels(process: &ProcessPlan) -> Result<Option<Labels>> {
+    if process.selinux.is_some() {
+        need_selinux("process.selinuxLabel")?;
+    }
+    let mut apparmor = None;
+    if let Some(profile) = &process.apparmor {
+        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.first() == Some(&b'Y'));
+        if enabled {
+            apparmor = Some(format!("exec {profile}").into_bytes());
+        } else if profile != "unconfined" {
+            return Err(Error::Config {
+                field: "process.apparmorProfile".to_owned(),
+                reason: format!(
+                    "`{profile}`: apparmor: config provided but apparmor not supported"
+                ),
+            });
+        }
+    }
+    if apparmor.is_none() && process.selinux.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Labels {
+        proc: host_proc()?,
+        apparmor,
+        selinux: process.selinux.clone().map(String::into_bytes),
+    }))
+}
+
+/// The caller's own procfs, and nothing that only looks like one.
+pub(crate) fn host_proc() -> Result<OwnedFd> {
+    let failed = |cause| Error::Prepare {
+        what: "cannot use the host's /proc".to_owned(),
+        cause,
+    };
+    let proc = open_path("/proc").map_err(failed)?;
+    let magic = rustix::fs::fstatfs(&proc)
+        .map_err(Failure::of("fstatfs"))
+        .map_err(failed)?
+        .f_type;
+    if magic == rustix::fs::PROC_SUPER_MAGIC {
+        Ok(proc)
+    } else {
+        Err(failed(Failure {
+            call: "fstatfs",
+            errno: Errno::NODEV,
+        }))
+    }
 }
 
 /// What execvp(3) would try.
@@ -748,6 +940,24 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
             errno,
         },
     })
+}
+
+/// Where the caller's mount namespace has procfs and sysfs, the last mounted first.
+pub(crate) fn kernel_mounts() -> Result<Vec<CString>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = knarr_fs::read_to_string(path).map_err(|cause| Error::File {
+        what: "cannot see the host's mounts".to_owned(),
+        cause,
+    })?;
+    text.lines()
+        .rev()
+        .filter_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let kernel = kind.starts_with("proc ") || kind.starts_with("sysfs ");
+            kernel.then(|| mount.split(' ').nth(4)).flatten()
+        })
+        .map(|point| c_string("mountinfo", point))
+        .collect()
 }
 
 /// Opens a path of the host as O_PATH.

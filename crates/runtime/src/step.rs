@@ -29,6 +29,7 @@ steps! {
     Session = "session-failed",
     Wait = "runtime-gone",
     BecomeRoot = "user-namespace-failed",
+    TimeNamespace = "time-namespace-failed",
     CgroupNamespace = "cgroup-namespace-failed",
     Propagation = "propagation-failed",
     AttachRoot = "root-mount-failed",
@@ -54,11 +55,23 @@ steps! {
     /// The path's index.
     ReadonlyPath = "readonly-path-failed",
     RootAttributes = "root-mount-failed",
+    /// The hook's index.
+    CreateContainerHook = "hook-failed",
     Pivot = "pivot-failed",
+    Gate = "gate-failed",
+    /// The hook's index.
+    StartContainerHook = "hook-failed",
     Join = "join-failed",
     Fork = "fork-failed",
     Stdio = "stdio-failed",
     Keyring = "keyring-failed",
+    Personality = "personality-failed",
+    Scheduler = "scheduler-failed",
+    IoPriority = "io-priority-failed",
+    Affinity = "cpu-affinity-failed",
+    MemoryPolicy = "memory-policy-failed",
+    Apparmor = "apparmor-failed",
+    Selinux = "selinux-failed",
     /// The limit's index.
     Rlimit = "rlimit-failed",
     Seccomp = "seccomp-failed",
@@ -124,6 +137,20 @@ const CALLS: &[&str] = &[
     "close_range",
     "sigprocmask",
     "execve",
+    "faccessat",
+    "accept",
+    "lseek",
+    "poll",
+    "waitid",
+    "pidfd_send_signal",
+    "hook",
+    "chroot",
+    "fcntl",
+    "personality",
+    "sched_setattr",
+    "sched_setaffinity",
+    "ioprio_set",
+    "set_mempolicy",
 ];
 
 /// A step that failed.
@@ -163,6 +190,10 @@ pub(crate) enum Message {
     Fault(Fault),
     /// The process that exec was asked for, in the caller's pid namespace.
     Forked(i32),
+    /// The mounts are made, the root is not yet changed: the moment of hooks.
+    Mounted,
+    /// Carries the descriptor that the seccomp listener gets.
+    Listener,
 }
 
 /// The size of every message.
@@ -197,6 +228,8 @@ impl Message {
                 bytes[0] = 3;
                 bytes[4..8].copy_from_slice(&pid.to_ne_bytes());
             }
+            Self::Mounted => bytes[0] = 4,
+            Self::Listener => bytes[0] = 5,
         }
         bytes
     }
@@ -216,6 +249,8 @@ impl Message {
                 },
             }),
             3 => Self::Forked(i32::from_ne_bytes(number)),
+            4 => Self::Mounted,
+            5 => Self::Listener,
             _ => return None,
         })
     }
@@ -238,6 +273,45 @@ pub(crate) fn error(plan: Option<&Plan>, process: &ProcessPlan, fault: Fault) ->
         Step::Session => "cannot begin a session".to_owned(),
         Step::Wait => "the runtime ended while the container was made".to_owned(),
         Step::BecomeRoot => "cannot become root of the new user namespace".to_owned(),
+        Step::TimeNamespace => "cannot make a time namespace".to_owned(),
+        Step::CreateContainerHook | Step::StartContainerHook => {
+            let (moment, hooks) = if fault.step == Step::CreateContainerHook {
+                (
+                    "createContainer",
+                    plan.map(|plan| &plan.hooks.create_container),
+                )
+            } else {
+                (
+                    "startContainer",
+                    plan.map(|plan| &plan.hooks.start_container),
+                )
+            };
+            return Error::Hook {
+                moment,
+                index,
+                path: hooks
+                    .and_then(|hooks| hooks.get(index))
+                    .map_or_else(|| "?".to_owned(), |hook| hook.path.clone()),
+                reason: crate::hook::reason(cause.errno),
+            };
+        }
+        Step::Gate => "cannot wait for the container's start".to_owned(),
+        Step::Personality => "cannot set the personality".to_owned(),
+        Step::Scheduler => "cannot set the scheduling policy".to_owned(),
+        Step::IoPriority => "cannot set the I/O priority".to_owned(),
+        Step::Affinity => "cannot set the CPU affinity".to_owned(),
+        Step::MemoryPolicy => "cannot set the memory policy".to_owned(),
+        Step::Apparmor => {
+            let name = process.apparmor.as_deref().unwrap_or_default();
+            if cause.errno == Errno::NOENT {
+                hint = Some(format!("no AppArmor profile `{name}` is loaded"));
+            }
+            format!("unable to apply apparmor profile: {name}")
+        }
+        Step::Selinux => format!(
+            "cannot set the SELinux label `{}`",
+            process.selinux.as_deref().unwrap_or_default()
+        ),
         Step::CgroupNamespace => "cannot make a cgroup namespace".to_owned(),
         Step::Propagation => "cannot cut the container's mounts off the host's".to_owned(),
         Step::AttachRoot => "cannot mount the container's root".to_owned(),
@@ -408,7 +482,12 @@ mod tests {
             let message = Message::Fault(fault);
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }
-        for message in [Message::Ready, Message::Forked(77)] {
+        for message in [
+            Message::Ready,
+            Message::Forked(77),
+            Message::Mounted,
+            Message::Listener,
+        ] {
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }
         assert_eq!(Message::decode(&[9; MESSAGE]), None);

@@ -22,6 +22,7 @@ pub mod manifest;
 mod platform;
 mod reference;
 pub mod runtime;
+pub mod signal;
 
 pub use digest::{Digest, DigestError};
 pub use id::{ContainerId, ContainerName, IdError};

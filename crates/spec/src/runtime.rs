@@ -67,6 +67,27 @@ spec_types! {
         #[serde(skip_serializing_if = "Option::is_none")] apparmor_profile: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")] oom_score_adj: Option<i32>,
         #[serde(skip_serializing_if = "Option::is_none")] selinux_label: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")] scheduler: Option<Scheduler>,
+        #[serde(skip_serializing_if = "Option::is_none")] io_priority: Option<IoPriority>,
+        #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")] exec_cpu_affinity: Option<CpuAffinity>,
+    }
+    /// How the process is scheduled (sched_setattr(2)): `policy` is `SCHED_…`, `flags` are
+    /// `SCHED_FLAG_…`, the last three are nanoseconds for `SCHED_DEADLINE`.
+    struct Scheduler {
+        policy: String,
+        #[serde(skip_serializing_if = "Option::is_none")] nice: Option<i32>,
+        #[serde(skip_serializing_if = "Option::is_none")] priority: Option<i32>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] flags: Vec<String>,
+        #[serde(skip_serializing_if = "Option::is_none")] runtime: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")] deadline: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")] period: Option<u64>,
+    }
+    /// I/O priority (ioprio_set(2)): `class` is `IOPRIO_CLASS_…`, `priority` 0 to 7.
+    struct IoPriority { class: String, priority: i64 }
+    /// CPUs of an exec, as lists of cpuset(7): before it joins the cgroup, and after.
+    struct CpuAffinity {
+        #[serde(skip_serializing_if = "Option::is_none")] initial: Option<String>,
+        #[serde(rename = "final", skip_serializing_if = "Option::is_none")] last: Option<String>,
     }
     /// Character cells of the terminal.
     struct ConsoleSize { height: u16, width: u16 }
@@ -117,6 +138,31 @@ spec_types! {
         #[serde(skip_serializing_if = "Vec::is_empty")] masked_paths: Vec<String>,
         #[serde(skip_serializing_if = "Vec::is_empty")] readonly_paths: Vec<String>,
         #[serde(skip_serializing_if = "Option::is_none")] mount_label: Option<String>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")] time_offsets: BTreeMap<String, TimeOffset>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")] net_devices: BTreeMap<String, NetDevice>,
+        #[serde(skip_serializing_if = "Option::is_none")] personality: Option<Personality>,
+        #[serde(skip_serializing_if = "Option::is_none")] intel_rdt: Option<IntelRdt>,
+        #[serde(skip_serializing_if = "Option::is_none")] memory_policy: Option<MemoryPolicy>,
+    }
+    /// Offset of a clock (`monotonic`, `boottime`) of the container's time namespace.
+    struct TimeOffset { secs: i64, nanosecs: u32 }
+    /// A network device of the host that moves in; `name` is its new one.
+    struct NetDevice { #[serde(skip_serializing_if = "String::is_empty")] name: String }
+    /// Execution domain (personality(2)): `LINUX` or `LINUX32`.
+    struct Personality { domain: String, #[serde(skip_serializing_if = "Vec::is_empty")] flags: Vec<String> }
+    /// Intel's cache and memory bandwidth allocation (resctrl).
+    struct IntelRdt {
+        #[serde(rename = "closID", skip_serializing_if = "Option::is_none")] clos_id: Option<String>,
+        #[serde(rename = "l3CacheSchema", skip_serializing_if = "Option::is_none")] l3_cache_schema: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")] mem_bw_schema: Option<String>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] schemata: Vec<String>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")] enable_monitoring: bool,
+    }
+    /// NUMA memory policy (set_mempolicy(2)): `mode` is `MPOL_…`, `nodes` a list as in cpuset(7).
+    struct MemoryPolicy {
+        mode: String,
+        #[serde(skip_serializing_if = "String::is_empty")] nodes: String,
+        #[serde(skip_serializing_if = "Vec::is_empty")] flags: Vec<String>,
     }
     /// A namespace to create, or with `path` to join. `kind` is the specification's word:
     /// pid, network, mount, ipc, uts, user, cgroup, time.
@@ -141,7 +187,24 @@ spec_types! {
         #[serde(skip_serializing_if = "Option::is_none")] cpu: Option<Cpu>,
         #[serde(skip_serializing_if = "Option::is_none")] pids: Option<Pids>,
         #[serde(rename = "blockIO", skip_serializing_if = "Option::is_none")] block_io: Option<BlockIo>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] hugepage_limits: Vec<HugepageLimit>,
+        #[serde(skip_serializing_if = "Option::is_none")] network: Option<Network>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")] rdma: BTreeMap<String, Rdma>,
         #[serde(skip_serializing_if = "BTreeMap::is_empty")] unified: BTreeMap<String, String>,
+    }
+    /// The most bytes in huge pages of a size (`2MB`, `1GB`).
+    struct HugepageLimit { page_size: String, limit: u64 }
+    /// The class of the packets (net_cls) and their priorities per interface (net_prio); v1 only.
+    struct Network {
+        #[serde(rename = "classID", skip_serializing_if = "Option::is_none")] class_id: Option<u32>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] priorities: Vec<InterfacePriority>,
+    }
+    /// The priority of packets that leave by one interface.
+    struct InterfacePriority { name: String, priority: u32 }
+    /// Limits of one RDMA device.
+    struct Rdma {
+        #[serde(skip_serializing_if = "Option::is_none")] hca_handles: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")] hca_objects: Option<u32>,
     }
     /// One rule of the device list, later rules win; `None` numbers match all.
     struct DeviceRule {
@@ -158,6 +221,10 @@ spec_types! {
         #[serde(skip_serializing_if = "Option::is_none")] swap: Option<i64>,
         #[serde(skip_serializing_if = "Option::is_none")] swappiness: Option<u64>,
         #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")] disable_oom_killer: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")] kernel: Option<i64>,
+        #[serde(rename = "kernelTCP", skip_serializing_if = "Option::is_none")] kernel_tcp: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")] use_hierarchy: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")] check_before_update: Option<bool>,
     }
     /// `quota` and `period` in microseconds; `cpus` and `mems` as cpuset(7) lists.
     struct Cpu {
@@ -168,11 +235,48 @@ spec_types! {
         #[serde(skip_serializing_if = "Option::is_none")] cpus: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")] mems: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")] idle: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")] realtime_runtime: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")] realtime_period: Option<u64>,
     }
     /// The most processes; 0 or less is unlimited.
     struct Pids { limit: i64 }
-    /// Block I/O weight, 10 to 1000.
-    struct BlockIo { #[serde(skip_serializing_if = "Option::is_none")] weight: Option<u16> }
+    /// Block I/O: weights 10 to 1000; rates in bytes or operations per second.
+    struct BlockIo {
+        #[serde(skip_serializing_if = "Option::is_none")] weight: Option<u16>,
+        #[serde(skip_serializing_if = "Option::is_none")] leaf_weight: Option<u16>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] weight_device: Vec<WeightDevice>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] throttle_read_bps_device: Vec<ThrottleDevice>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] throttle_write_bps_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleReadIOPSDevice", skip_serializing_if = "Vec::is_empty")] throttle_read_iops_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleWriteIOPSDevice", skip_serializing_if = "Vec::is_empty")] throttle_write_iops_device: Vec<ThrottleDevice>,
+    }
+    /// The weight of one block device.
+    struct WeightDevice {
+        major: i64,
+        minor: i64,
+        #[serde(skip_serializing_if = "Option::is_none")] weight: Option<u16>,
+        #[serde(skip_serializing_if = "Option::is_none")] leaf_weight: Option<u16>,
+    }
+    /// The rate of one block device.
+    struct ThrottleDevice { major: i64, minor: i64, rate: u64 }
+    /// A container's state as hooks get it on standard input (runtime.md, "State").
+    struct State {
+        oci_version: String,
+        id: String,
+        status: String,
+        #[serde(skip_serializing_if = "Option::is_none")] pid: Option<i32>,
+        bundle: String,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")] annotations: BTreeMap<String, String>,
+    }
+    /// What goes to the seccomp listener beside the descriptor (config-linux.md, "The Container
+    /// Process State").
+    struct ContainerProcessState {
+        oci_version: String,
+        fds: Vec<String>,
+        pid: i32,
+        #[serde(skip_serializing_if = "Option::is_none")] metadata: Option<String>,
+        state: State,
+    }
     /// The system call filter (config-linux.md, "Seccomp").
     struct Seccomp {
         default_action: SeccompAction,

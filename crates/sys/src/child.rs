@@ -238,6 +238,55 @@ pub fn unshare_cgroup_namespace() -> Result<()> {
     }
 }
 
+/// Makes a time namespace for what the caller forks; the caller enters it with setns(2)
+/// (unshare(2), Linux 5.6). Until somebody is in it, its offsets can be set.
+///
+/// # Errors
+/// EPERM, EINVAL without time namespaces.
+pub fn unshare_time_namespace() -> Result<()> {
+    // SAFETY: no memory is passed, and the caller itself stays where it is.
+    let done = unsafe { libc::unshare(libc::CLONE_NEWTIME) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("unshare"))
+    }
+}
+
+/// Closes all descriptors from `first` on but `kept` (which must be sorted, ascending). Only for a child
+/// of [`fork`].
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_all_but_sorted(first: RawFd, kept: &[RawFd]) -> Result<()> {
+    let mut from = first;
+    for &fd in kept.iter().filter(|fd| **fd >= first) {
+        if fd > from {
+            // SAFETY: as in `close_all_from`.
+            let done = unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+            if done != 0 {
+                return Err(Failure::last("close_range"));
+            }
+        }
+        from = from.max(fd + 1);
+    }
+    close_all_from(from)
+}
+
+/// Lets a descriptor live through execve. Only for a child of [`fork`].
+///
+/// # Errors
+/// EBADF where it is not open.
+pub fn keep_on_exec(fd: RawFd) -> Result<()> {
+    // SAFETY: a number; no memory is touched.
+    let done = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Failure::last("fcntl"))
+    }
+}
+
 /// Sets the interface `lo` of the caller's network namespace up (netdevice(7)).
 ///
 /// # Errors

@@ -14,6 +14,7 @@ pub mod mount;
 pub mod namespace;
 pub mod pidfd;
 pub mod process;
+pub mod schedule;
 pub mod seccomp;
 pub mod spawn;
 pub mod tripwire;

@@ -6,7 +6,7 @@ pub(crate) mod devices;
 pub(crate) mod facts;
 
 use knarr_cgroup::Mode;
-use knarr_runtime::{CgroupHierarchy, CgroupView};
+use knarr_runtime::CgroupView;
 use knarr_spec::docker::{HostConfig, ULIMITS};
 use knarr_spec::runtime::{
     BlockIo, Capabilities, Config, ConsoleSize, Cpu, IdMapping, Linux, Memory, Mount, Namespace,
@@ -423,6 +423,7 @@ pub(crate) fn limits(host: &HostConfig) -> Resources {
             .map(|limit| Pids { limit }),
         block_io: (host.blkio_weight != 0).then_some(BlockIo {
             weight: Some(host.blkio_weight),
+            ..BlockIo::default()
         }),
         ..Resources::default()
     }
@@ -512,35 +513,8 @@ pub(crate) fn cgroup_view(
 ) -> CgroupView {
     match (mode, limited) {
         (Mode::Unified, _) | (Mode::Hybrid, false) => CgroupView::Unified,
-        (Mode::Hybrid, true) | (Mode::Legacy, _) => {
-            CgroupView::Hierarchies(hierarchies(&mountinfo()))
-        }
+        (Mode::Hybrid, true) | (Mode::Legacy, _) => CgroupView::hierarchies(&mountinfo()),
     }
-}
-
-/// The cgroup mounts below `/sys/fs/cgroup` in a text of proc_pid_mountinfo(5).
-fn hierarchies(mountinfo: &str) -> Vec<CgroupHierarchy> {
-    let mount = |line: &str| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let name = mount.split(' ').nth(4)?.strip_prefix("/sys/fs/cgroup/")?;
-        let mut fields = file_system.split(' ');
-        let controllers = match (fields.next()?, fields.nth(1)?) {
-            ("cgroup2", _) => String::new(),
-            ("cgroup", options) => {
-                let common =
-                    |word: &&str| !matches!(*word, "rw" | "ro" | "xattr" | "clone_children");
-                let own = |word: &&str| common(word) && !word.starts_with("release_agent=");
-                options.split(',').filter(own).collect::<Vec<_>>().join(",")
-            }
-            _ => return None,
-        };
-        // A mount below another one is somebody's container.
-        (!name.contains('/')).then(|| CgroupHierarchy {
-            name: name.to_owned(),
-            controllers,
-        })
-    };
-    mountinfo.lines().filter_map(mount).collect()
 }
 
 #[cfg(test)]

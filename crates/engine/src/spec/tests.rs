@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use knarr_runtime::CgroupHierarchy;
+
 use super::*;
 use crate::check::{self, Filter};
 

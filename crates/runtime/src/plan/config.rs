@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use knarr_spec::runtime;
 
 use super::{
-    CapabilitySets, ConsoleSize, DeviceKind, DevicePlan, IdRange, JoinNamespace, MountKind,
-    Namespace, Plan, PlanOptions, ProcessPlan, Propagation, Rlimit, RootPlan, Sysctl,
-    UserNamespace, UserPlan, VERSION, mount,
+    CapabilitySets, ConsoleSize, DeviceKind, DevicePlan, HookPlan, HooksPlan, IdRange,
+    JoinNamespace, ListenerPlan, MountKind, Namespace, Plan, PlanOptions, ProcessPlan, Propagation,
+    Rlimit, RootPlan, Sysctl, TimeOffset, UserNamespace, UserPlan, VERSION, mount, ranges, tuning,
 };
 use crate::{Capability, Error, Result};
 
@@ -68,28 +68,27 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
         .process
         .as_ref()
         .ok_or_else(|| invalid("process", "missing"))?;
-    if config
-        .hooks
-        .as_ref()
-        .is_some_and(|hooks| *hooks != runtime::Hooks::default())
-    {
-        return Err(unsupported("hooks", "running hooks"));
+    if linux.intel_rdt.is_some() {
+        return Err(unsupported(
+            "linux.intelRdt",
+            "Intel's resource director technology",
+        ));
     }
-    if linux
-        .mount_label
-        .as_ref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return Err(unsupported("linux.mountLabel", "SELinux"));
+    if !linux.net_devices.is_empty() {
+        return Err(unsupported(
+            "linux.netDevices",
+            "moving network devices into a container",
+        ));
     }
     let (create, join) = namespaces(linux)?;
     let has = |kind: Namespace| create.contains(&kind) || join.iter().any(|j| j.kind == kind);
-    if !create.contains(&Namespace::Mount) {
+    if !has(Namespace::Mount) {
         return Err(unsupported(
             "linux.namespaces",
-            "a container without a mount namespace of its own",
+            "a container in the host's mount namespace",
         ));
     }
+    let hooks = hooks(config.hooks.as_ref())?;
     for (field, value) in [
         ("hostname", &config.hostname),
         ("domainname", &config.domainname),
@@ -104,7 +103,12 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
     let user_namespace = user_namespace(linux, &create)?;
     let mut mounts = Vec::with_capacity(config.mounts.len());
     for (index, one) in config.mounts.iter().enumerate() {
-        mounts.push(mount::plan(one, index, &options.cgroup_view)?);
+        mounts.push(mount::plan(
+            one,
+            index,
+            &options.cgroup_view,
+            user_namespace.as_ref(),
+        )?);
     }
     let dev_is_bound = mounts.iter().any(|mount| {
         mount.destination.trim_end_matches('/') == "/dev"
@@ -119,6 +123,7 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
     };
     Ok(Plan {
         version: VERSION,
+        time_offsets: time_offsets(linux, &create)?,
         user_namespace,
         hostname: config.hostname.clone().filter(|name| !name.is_empty()),
         domainname: config.domainname.clone().filter(|name| !name.is_empty()),
@@ -138,6 +143,8 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
         masked: absolute("linux.maskedPaths", &linux.masked_paths)?,
         readonly: absolute("linux.readonlyPaths", &linux.readonly_paths)?,
         sysctls: sysctls(linux, has)?,
+        mount_label: linux.mount_label.clone().filter(|label| !label.is_empty()),
+        hooks,
         process: process_plan(process, linux, options)?,
         create,
         join,
@@ -158,7 +165,7 @@ fn namespaces(linux: &runtime::Linux) -> Result<(Vec<Namespace>, Vec<JoinNamespa
             "pid" => Namespace::Pid,
             "mount" => Namespace::Mount,
             "cgroup" => Namespace::Cgroup,
-            "time" => return Err(unsupported(field, "a time namespace")),
+            "time" => Namespace::Time,
             other => {
                 return Err(invalid(
                     field,
@@ -174,12 +181,6 @@ fn namespaces(linux: &runtime::Linux) -> Result<(Vec<Namespace>, Vec<JoinNamespa
         }
         match namespace.path.as_deref().filter(|path| !path.is_empty()) {
             None => create.push(kind),
-            Some(_) if matches!(kind, Namespace::User | Namespace::Mount) => {
-                return Err(unsupported(
-                    field,
-                    format!("joining a {} namespace", namespace.kind),
-                ));
-            }
             Some(path) if path.starts_with('/') => {
                 join.push(JoinNamespace {
                     kind,
@@ -197,15 +198,6 @@ fn namespaces(linux: &runtime::Linux) -> Result<(Vec<Namespace>, Vec<JoinNamespa
 }
 
 fn user_namespace(linux: &runtime::Linux, create: &[Namespace]) -> Result<Option<UserNamespace>> {
-    let ranges = |maps: &[runtime::IdMapping]| -> Vec<IdRange> {
-        maps.iter()
-            .map(|map| IdRange {
-                container: map.container_id,
-                host: map.host_id,
-                size: map.size,
-            })
-            .collect()
-    };
     let maps = UserNamespace {
         uids: ranges(&linux.uid_mappings),
         gids: ranges(&linux.gid_mappings),
@@ -233,14 +225,102 @@ fn user_namespace(linux: &runtime::Linux, create: &[Namespace]) -> Result<Option
         {
             return Err(invalid(field, "id 0 of the container is not mapped"));
         }
-        for range in ranges {
-            let fits = |first: u32| first.checked_add(range.size).is_some();
-            if range.size == 0 || !fits(range.container) || !fits(range.host) {
-                return Err(invalid(field, "a range is empty or goes beyond 4294967295"));
-            }
-        }
+        check_ranges(field, ranges)?;
     }
     Ok(Some(maps))
+}
+
+/// That the kernel can take these ranges: none empty, none beyond the last id, none over another
+/// on either side (B24: an overlap would make two ids one).
+pub(super) fn check_ranges(field: &str, ranges: &[IdRange]) -> Result<()> {
+    for (index, range) in ranges.iter().enumerate() {
+        let fits = |first: u32| first.checked_add(range.size).is_some();
+        if range.size == 0 || !fits(range.container) || !fits(range.host) {
+            return Err(invalid(field, "a range is empty or goes beyond 4294967295"));
+        }
+        let over = |a: u32, b: u32, size: u32| {
+            a < b.saturating_add(size) && b < a.saturating_add(range.size)
+        };
+        if ranges.iter().skip(index + 1).any(|other| {
+            over(range.container, other.container, other.size)
+                || over(range.host, other.host, other.size)
+        }) {
+            return Err(invalid(field, "two ranges overlap"));
+        }
+    }
+    Ok(())
+}
+
+/// Offsets make sense for a namespace that is made.
+fn time_offsets(linux: &runtime::Linux, create: &[Namespace]) -> Result<Vec<TimeOffset>> {
+    let mut offsets = Vec::new();
+    for (clock, offset) in &linux.time_offsets {
+        let field = format!("linux.timeOffsets[{clock}]");
+        if !create.contains(&Namespace::Time) {
+            return Err(invalid(field, "needs a new time namespace"));
+        }
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(invalid(field, "only monotonic and boottime can be set"));
+        }
+        if offset.nanosecs > 999_999_999 {
+            return Err(invalid(field, "nanosecs is above 999999999"));
+        }
+        offsets.push(TimeOffset {
+            clock: clock.clone(),
+            secs: offset.secs,
+            nanosecs: offset.nanosecs,
+        });
+    }
+    Ok(offsets)
+}
+
+/// Those that run until the program does.
+fn hooks(hooks: Option<&runtime::Hooks>) -> Result<HooksPlan> {
+    let Some(hooks) = hooks else {
+        return Ok(HooksPlan::default());
+    };
+    let plan = |moment: &str, hooks: &[runtime::Hook]| {
+        hooks
+            .iter()
+            .enumerate()
+            .map(|(index, hook)| hook_plan(&format!("hooks.{moment}[{index}]"), hook))
+            .collect::<Result<Vec<_>>>()
+    };
+    let mut create_runtime = plan("prestart", &hooks.prestart)?;
+    create_runtime.extend(plan("createRuntime", &hooks.create_runtime)?);
+    // Checked now, run by the caller.
+    plan("poststart", &hooks.poststart)?;
+    plan("poststop", &hooks.poststop)?;
+    Ok(HooksPlan {
+        create_runtime,
+        create_container: plan("createContainer", &hooks.create_container)?,
+        start_container: plan("startContainer", &hooks.start_container)?,
+    })
+}
+
+/// Checks a hook, which `field` names.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn hook_plan(field: &str, hook: &runtime::Hook) -> Result<HookPlan> {
+    if !hook.path.starts_with('/') {
+        let reason = format!("`{}` is not an absolute path", hook.path);
+        return Err(invalid(format!("{field}.path"), reason));
+    }
+    if hook.timeout == Some(0) {
+        let reason = "must be greater than zero";
+        return Err(invalid(format!("{field}.timeout"), reason));
+    }
+    Ok(HookPlan {
+        path: hook.path.clone(),
+        args: if hook.args.is_empty() {
+            vec![hook.path.clone()]
+        } else {
+            hook.args.clone()
+        },
+        env: hook.env.clone(),
+        timeout: hook.timeout,
+    })
 }
 
 fn root_propagation(word: Option<&str>) -> Result<(Propagation, bool)> {
@@ -379,7 +459,12 @@ fn sysctls(linux: &runtime::Linux, has: impl Fn(Namespace) -> bool) -> Result<Ve
     Ok(planned)
 }
 
-fn process_plan(
+/// The part of a plan that is the program: of [`plan`], and of an exec with a `process` of its
+/// own. Of `linux` only what programs have counts: the filter, the personality, the memory policy.
+///
+/// # Errors
+/// As [`plan`].
+pub fn process_plan(
     process: &runtime::Process,
     linux: &runtime::Linux,
     options: &PlanOptions,
@@ -401,17 +486,6 @@ fn process_plan(
             format!("`{entry}` is not NAME=value"),
         ));
     }
-    match process.apparmor_profile.as_deref() {
-        None | Some("" | "unconfined") => {}
-        Some(_) => return Err(unsupported("process.apparmorProfile", "AppArmor")),
-    }
-    if process
-        .selinux_label
-        .as_ref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return Err(unsupported("process.selinuxLabel", "SELinux"));
-    }
     if let Some(adjust) = process.oom_score_adj
         && !(-1000..=1000).contains(&adjust)
     {
@@ -426,13 +500,7 @@ fn process_plan(
         ),
         (None, None) => None,
     };
-    if let Some(program) = &seccomp
-        && program
-            .flags()
-            .contains(knarr_sys::seccomp::Flags::NEW_LISTENER)
-    {
-        return Err(unsupported("linux.seccomp", "the action SCMP_ACT_NOTIFY"));
-    }
+    let listener = listener(linux, seccomp.as_ref())?;
     Ok(ProcessPlan {
         args: process.args.clone(),
         env: process.env.clone(),
@@ -461,9 +529,66 @@ fn process_plan(
         no_new_privileges: process.no_new_privileges,
         oom_score_adj: process.oom_score_adj,
         seccomp,
+        listener,
+        personality: tuning::personality(linux.personality.as_ref())?,
+        scheduler: process
+            .scheduler
+            .as_ref()
+            .map(tuning::scheduler)
+            .transpose()?,
+        io_priority: process
+            .io_priority
+            .as_ref()
+            .map(tuning::io_priority)
+            .transpose()?,
+        affinity: tuning::affinity(process.exec_cpu_affinity.as_ref())?,
+        memory_policy: linux
+            .memory_policy
+            .as_ref()
+            .map(tuning::memory_policy)
+            .transpose()?,
+        apparmor: label("process.apparmorProfile", process.apparmor_profile.as_ref())?,
+        selinux: label("process.selinuxLabel", process.selinux_label.as_ref())?,
         new_keyring: !options.keep_keyring,
         init: options.init,
     })
+}
+
+/// A profile or label, which goes to the kernel as one line.
+fn label(field: &str, label: Option<&String>) -> Result<Option<String>> {
+    match label {
+        Some(label) if label.chars().any(char::is_control) => {
+            Err(invalid(field, "has control characters"))
+        }
+        Some(label) if !label.is_empty() => Ok(Some(label.clone())),
+        _ => Ok(None),
+    }
+}
+
+fn listener(
+    linux: &runtime::Linux,
+    program: Option<&knarr_seccomp::Program>,
+) -> Result<Option<ListenerPlan>> {
+    let asks = program.is_some_and(|program| {
+        program
+            .flags()
+            .contains(knarr_sys::seccomp::Flags::NEW_LISTENER)
+    });
+    let section = linux.seccomp.as_ref();
+    let path = section
+        .and_then(|section| section.listener_path.as_ref())
+        .filter(|path| !path.is_empty());
+    match (asks, path) {
+        (false, _) => Ok(None),
+        (true, None) => Err(invalid(
+            "linux.seccomp.listenerPath",
+            "missing, and an action is SCMP_ACT_NOTIFY",
+        )),
+        (true, Some(path)) => Ok(Some(ListenerPlan {
+            path: path.clone(),
+            metadata: section.and_then(|section| section.listener_metadata.clone()),
+        })),
+    }
 }
 
 fn capabilities(sets: &runtime::Capabilities) -> Result<CapabilitySets> {

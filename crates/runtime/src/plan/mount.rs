@@ -2,7 +2,10 @@
 
 use knarr_spec::runtime;
 
-use super::{Attribute, CgroupView, MountChange, MountKind, MountPlan, Propagation};
+use super::{
+    Attribute, CgroupView, Idmap, MountChange, MountKind, MountPlan, Propagation, SuperOption,
+    UserNamespace, ranges,
+};
 use crate::{Error, Result};
 
 /// What one option of mount(8) means.
@@ -10,6 +13,7 @@ enum Meaning {
     Set(Attribute),
     Clear(Attribute),
     Propagation(Propagation),
+    Super(SuperOption),
     Bind,
     /// The default, or without effect in Linux.
     Nothing,
@@ -21,7 +25,13 @@ fn meaning(option: &str) -> Option<Meaning> {
         Noatime, Nodev, Nodiratime, Noexec, Nosuid, Nosymfollow, Relatime, Ro, Strictatime,
     };
     Some(match option {
-        "defaults" | "async" | "nomand" | "loud" => Meaning::Nothing,
+        "defaults" | "async" | "nomand" | "loud" | "noiversion" | "nolazytime" => Meaning::Nothing,
+        "sync" => Meaning::Super(SuperOption::Sync),
+        "dirsync" => Meaning::Super(SuperOption::Dirsync),
+        "lazytime" => Meaning::Super(SuperOption::Lazytime),
+        "mand" => Meaning::Super(SuperOption::Mand),
+        "iversion" => Meaning::Super(SuperOption::Iversion),
+        "silent" => Meaning::Super(SuperOption::Silent),
         "ro" => Meaning::Set(Ro),
         "rw" => Meaning::Clear(Ro),
         "nosuid" => Meaning::Set(Nosuid),
@@ -50,7 +60,14 @@ fn meaning(option: &str) -> Option<Meaning> {
 }
 
 /// Plans `mount`, the `index`th of the config.
-pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> Result<MountPlan> {
+///
+/// `maps` are the container's own, for an id-mapped mount without maps.
+pub(super) fn plan(
+    mount: &runtime::Mount,
+    index: usize,
+    view: &CgroupView,
+    maps: Option<&UserNamespace>,
+) -> Result<MountPlan> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let invalid = |name: &str, reason: String| Error::Config {
         field: field(name),
@@ -83,7 +100,10 @@ pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> R
         change_recursive: MountChange::default(),
         propagation: None,
         propagation_recursive: None,
+        idmap: None,
     };
+    let mut super_options = Vec::new();
+    let mut idmap: Option<bool> = None;
     let (mut bind, mut recursive, mut copy_up) =
         (mount.kind.as_deref() == Some("bind"), false, false);
     let mut data: Vec<&str> = Vec::new();
@@ -115,13 +135,15 @@ pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> R
                 bind = true;
                 recursive |= deep;
             }
+            // The kernel's words have no recursive form.
+            Some(Meaning::Super(_) | Meaning::Nothing) if deep => data.push(option),
+            Some(Meaning::Super(word)) => super_options.push(word),
             Some(Meaning::Nothing) => {}
             None => match option.as_str() {
                 "tmpcopyup" => copy_up = true,
-                "idmap" | "ridmap" | "remount" | "sync" | "dirsync" | "lazytime" | "mand"
-                | "iversion" | "silent" => {
-                    return Err(unsupported("options", format!("`{option}`")));
-                }
+                "idmap" => idmap = Some(false),
+                "ridmap" => idmap = Some(true),
+                "remount" => return Err(unsupported("options", format!("`{option}`"))),
                 _ => data.push(option),
             },
         }
@@ -132,10 +154,22 @@ pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> R
             list.dedup();
         }
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported("uidMappings", "an id-mapped mount".to_owned()));
+    let has_maps = !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    if idmap.is_some() || has_maps {
+        planned.idmap = Some(idmap_of(
+            mount,
+            idmap.unwrap_or(false),
+            bind,
+            maps,
+            &invalid,
+        )?);
     }
     planned.kind = if bind {
+        if let Some(word) = super_options.first() {
+            let reason =
+                format!("{word:?} is of the file system, which a bind mount cannot change");
+            return Err(invalid("options", reason));
+        }
         if let Some(option) = data.first() {
             return Err(invalid(
                 "options",
@@ -172,6 +206,7 @@ pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> R
                     .unwrap_or_else(|| file_system.to_owned()),
                 data: data.join(","),
                 copy_up: copy_up && file_system == "tmpfs",
+                super_options,
             },
         }
     };
@@ -182,4 +217,38 @@ pub(super) fn plan(mount: &runtime::Mount, index: usize, view: &CgroupView) -> R
         ));
     }
     Ok(planned)
+}
+
+/// The maps of an id-mapped mount: its own, else the container's.
+fn idmap_of(
+    mount: &runtime::Mount,
+    recursive: bool,
+    bind: bool,
+    container: Option<&UserNamespace>,
+    invalid: &dyn Fn(&str, String) -> Error,
+) -> Result<Idmap> {
+    if !bind {
+        let reason = "only a bind mount can be id-mapped".to_owned();
+        return Err(invalid("uidMappings", reason));
+    }
+    let own = UserNamespace {
+        uids: ranges(&mount.uid_mappings),
+        gids: ranges(&mount.gid_mappings),
+    };
+    let maps = match (own.uids.is_empty(), own.gids.is_empty(), container) {
+        (false, false, _) => own,
+        (true, true, Some(maps)) => maps.clone(),
+        (true, true, None) => {
+            let reason = "an id-mapped mount needs maps, its own or a user namespace's".to_owned();
+            return Err(invalid("options", reason));
+        }
+        _ => {
+            let reason = "both uidMappings and gidMappings are needed".to_owned();
+            return Err(invalid("uidMappings", reason));
+        }
+    };
+    super::config::check_ranges("uidMappings", &maps.uids)
+        .and_then(|()| super::config::check_ranges("gidMappings", &maps.gids))
+        .map_err(|error| invalid("uidMappings", error.to_string()))?;
+    Ok(Idmap { maps, recursive })
 }

@@ -22,6 +22,10 @@ impl fmt::Display for Plan {
             writeln!(f, "join      {} namespace {}", word(&join.kind), join.path)?;
         }
         writeln!(f, "clone     new namespaces: {}", words(&self.create))?;
+        for offset in &self.time_offsets {
+            let (clock, secs, nanosecs) = (&offset.clock, offset.secs, offset.nanosecs);
+            writeln!(f, "clock     {clock} {secs}.{nanosecs:09} s")?;
+        }
         if let Some(maps) = &self.user_namespace {
             for (name, ranges) in [("uids", &maps.uids), ("gids", &maps.gids)] {
                 for range in ranges {
@@ -59,6 +63,19 @@ impl fmt::Display for Plan {
         }
         for path in &self.readonly {
             writeln!(f, "readonly  {path}")?;
+        }
+        if let Some(label) = &self.mount_label {
+            writeln!(f, "label     mounts {label}")?;
+        }
+        let hooks = &self.hooks;
+        for (moment, list) in [
+            ("createRuntime", &hooks.create_runtime),
+            ("createContainer", &hooks.create_container),
+            ("startContainer", &hooks.start_container),
+        ] {
+            for hook in list {
+                writeln!(f, "hook      {moment}: {}", shell_words(&hook.args))?;
+            }
         }
         let access = if self.root.readonly {
             "read-only"
@@ -122,6 +139,39 @@ impl fmt::Display for super::ProcessPlan {
         if self.no_new_privileges {
             writeln!(f, "no-new-privileges")?;
         }
+        for (what, name) in [("apparmor", &self.apparmor), ("selinux", &self.selinux)] {
+            if let Some(name) = name {
+                writeln!(f, "{what:<9} {name}")?;
+            }
+        }
+        if let Some(scheduler) = &self.scheduler {
+            let (policy, nice, priority) = (scheduler.policy, scheduler.nice, scheduler.priority);
+            writeln!(
+                f,
+                "schedule  policy {policy} nice {nice} priority {priority}"
+            )?;
+        }
+        if let Some(value) = self.io_priority {
+            writeln!(
+                f,
+                "ioprio    class {} level {}",
+                value >> 13,
+                value & 0x1fff
+            )?;
+        }
+        if let Some(persona) = self.personality {
+            writeln!(f, "persona   {persona:#x}")?;
+        }
+        if let Some(policy) = &self.memory_policy {
+            writeln!(f, "mempolicy {:#x} nodes {:?}", policy.mode, policy.nodes)?;
+        }
+        if !self.affinity.is_empty() {
+            let (initial, last) = (&self.affinity.initial, &self.affinity.last);
+            writeln!(f, "cpus      {initial:?} then {last:?}")?;
+        }
+        if let Some(listener) = &self.listener {
+            writeln!(f, "listener  {}", listener.path)?;
+        }
         match &self.seccomp {
             Some(program) => {
                 writeln!(f, "seccomp   {} instructions", program.instructions().len())?
@@ -163,14 +213,24 @@ impl fmt::Display for MountPlan {
             MountKind::Bind { source, recursive } => {
                 let how = if *recursive { "rbind" } else { "bind" };
                 write!(f, "mount     {source} on {} {how}", self.destination)?;
+                if let Some(idmap) = &self.idmap {
+                    for range in &idmap.maps.uids {
+                        let (inside, outside, size) = (range.container, range.host, range.size);
+                        write!(f, " idmap {inside}+{size} to {outside}")?;
+                    }
+                }
             }
             MountKind::New {
                 file_system,
                 data,
                 copy_up,
+                super_options,
                 ..
             } => {
                 write!(f, "mount     {file_system} on {}", self.destination)?;
+                for option in super_options {
+                    write!(f, " {}", word(option))?;
+                }
                 if !data.is_empty() {
                     write!(f, " {data}")?;
                 }

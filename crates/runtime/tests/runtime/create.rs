@@ -555,6 +555,7 @@ fn a_container_is_born_in_its_cgroup() {
         stdio,
         cgroup: Some(std::os::fd::AsFd::as_fd(&handle)),
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     })
     .and_then(knarr_runtime::Begun::start)
     .map(|init| crate::support::finish(init, reads));
@@ -604,6 +605,7 @@ fn cgroup_v1_is_seen_from_where_the_container_is() {
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     })
     .and_then(|mut begun| {
         fs::write(
@@ -688,6 +690,7 @@ fn a_container_that_is_dropped_is_gone() {
             stdio,
             cgroup: None,
             binds: Vec::new(),
+            extras: knarr_runtime::Extras::default(),
         })
         .unwrap();
         let pid = begun.pid();

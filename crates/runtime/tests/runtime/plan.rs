@@ -147,8 +147,8 @@ fn what_cannot_be_is_told_with_its_field() {
             "process.oomScoreAdj: 1001 is not between -1000 and 1000",
         ),
         (
-            |c| process(c).apparmor_profile = Some("x".into()),
-            "process.apparmorProfile: AppArmor is not served",
+            |c| process(c).apparmor_profile = Some("x\ny".into()),
+            "process.apparmorProfile: has control characters",
         ),
         (
             |c| c.mounts.push(mount("x", "tmpfs", "x", &[])),
@@ -167,7 +167,44 @@ fn what_cannot_be_is_told_with_its_field() {
         ),
         (
             |c| c.mounts.push(mount("/x", "tmpfs", "x", &["idmap"])),
-            "mounts[7].options: `idmap` is not served",
+            "mounts[7].uidMappings: only a bind mount can be id-mapped",
+        ),
+        (
+            |c| c.mounts.push(mount("/x", "bind", "/y", &["bind", "idmap"])),
+            "mounts[7].options: an id-mapped mount needs maps, its own or a user namespace's",
+        ),
+        (
+            |c| c.mounts.push(mount("/x", "bind", "/y", &["bind", "sync"])),
+            "mounts[7].options: Sync is of the file system, which a bind mount cannot change",
+        ),
+        (
+            |c| c.mounts.push(mount("/x", "tmpfs", "x", &["remount"])),
+            "mounts[7].options: `remount` is not served",
+        ),
+        (
+            |c| {
+                linux(c).time_offsets.insert(
+                    "boottime".into(),
+                    knarr_spec::runtime::TimeOffset::default(),
+                );
+            },
+            "linux.timeOffsets[boottime]: needs a new time namespace",
+        ),
+        (
+            |c| {
+                linux(c).namespaces.push(Namespace {
+                    kind: "user".into(),
+                    path: None,
+                });
+                let map = |container_id, host_id, size| knarr_spec::runtime::IdMapping {
+                    container_id,
+                    host_id,
+                    size,
+                };
+                linux(c).uid_mappings = vec![map(0, 1000, 10), map(20, 1005, 10)];
+                linux(c).gid_mappings = vec![map(0, 1000, 10)];
+            },
+            "linux.uidMappings: two ranges overlap",
         ),
         (
             |c| c.mounts.push(mount("/x", "proc", "x", &["tmpcopyup"])),
@@ -193,7 +230,7 @@ fn what_cannot_be_is_told_with_its_field() {
         ),
         (
             |c| linux(c).namespaces.retain(|n| n.kind != "mount"),
-            "linux.namespaces: a container without a mount namespace of its own is not served",
+            "linux.namespaces: a container in the host's mount namespace is not served",
         ),
         (
             |c| linux(c).namespaces.retain(|n| n.kind != "uts"),
@@ -247,7 +284,7 @@ fn what_cannot_be_is_told_with_its_field() {
                     ..Default::default()
                 });
             },
-            "hooks: running hooks is not served",
+            "hooks.prestart[0].path: `` is not an absolute path",
         ),
     ];
     for (change, expected) in cases {

@@ -18,6 +18,7 @@ fn run_true(image: &Image, plan: &knarr_runtime::Plan) -> (u128, u128) {
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     };
     let init = knarr_runtime::begin(launch).and_then(Begun::start).unwrap();
     let started = begin.elapsed().as_micros();

@@ -312,6 +312,7 @@ pub(crate) fn run_plan(image: &Image, plan: &Plan) -> Result<Done, Error> {
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     };
     let started = {
         let _together = together();
@@ -334,6 +335,7 @@ pub(crate) fn start(image: &Image, plan: &Plan) -> (Guard, [OwnedFd; 2]) {
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     };
     let init = {
         let _together = together();

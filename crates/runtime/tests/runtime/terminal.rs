@@ -26,6 +26,7 @@ fn launch(image: &Image, config: &Config) -> Result<(Guard, String), knarr_runti
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     };
     let mut init = {
         let _together = together();
@@ -81,6 +82,7 @@ fn an_interrupt_reaches_the_program_behind_init() {
         stdio,
         cgroup: None,
         binds: Vec::new(),
+        extras: knarr_runtime::Extras::default(),
     };
     let mut init = knarr_runtime::begin(launch).unwrap().start().unwrap();
     let master = init.terminal.take().unwrap();

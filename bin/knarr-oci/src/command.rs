@@ -1,0 +1,448 @@
+//! The commands: their words, and which function does them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::args::{self, Flag, Order, Parsed, Takes};
+use crate::failure::{Failure, Result};
+use crate::log::Log;
+
+/// Where state is kept unless `--root` says otherwise. Not runc's place: the two would not
+/// understand each other's state.
+const ROOT: &str = "/run/knarr-oci";
+
+/// What all commands are told.
+#[derive(Debug)]
+pub(crate) struct Globals {
+    pub(crate) root: PathBuf,
+    pub(crate) log: Log,
+    /// `cgroupsPath` is `slice:prefix:name`.
+    pub(crate) systemd_cgroup: bool,
+}
+
+/// How many arguments a command takes.
+#[derive(Debug, Clone, Copy)]
+enum Count {
+    Exactly(usize),
+    AtLeast(usize),
+}
+
+/// One command.
+struct Command {
+    name: &'static str,
+    /// What follows the name in the usage line.
+    usage: &'static str,
+    help: &'static str,
+    count: Count,
+    order: Order,
+    flags: &'static [Flag],
+    /// What stands before the reason when it fails; nothing for most.
+    failed: &'static str,
+    run: fn(&mut Globals, &Parsed) -> Result<ExitCode>,
+}
+
+const fn flag(names: &'static str, help: &'static str) -> Flag {
+    Flag {
+        names,
+        takes: Takes::Nothing,
+        help,
+    }
+}
+
+const fn value(names: &'static str, help: &'static str) -> Flag {
+    Flag {
+        names,
+        takes: Takes::Value,
+        help,
+    }
+}
+
+const fn values(names: &'static str, help: &'static str) -> Flag {
+    Flag {
+        names,
+        takes: Takes::Values,
+        help,
+    }
+}
+
+const BUNDLE: Flag = value(
+    "bundle,b",
+    "the folder with config.json; the current one by default",
+);
+const CONSOLE: Flag = value(
+    "console-socket",
+    "Unix socket that gets the terminal's master end",
+);
+const PID_FILE: Flag = value("pid-file", "file to write the process id to");
+const PIDFD_SOCKET: Flag = value(
+    "pidfd-socket",
+    "Unix socket that gets a pidfd of the process",
+);
+const NO_PIVOT: Flag = flag(
+    "no-pivot",
+    "chroot instead of pivot_root, for a root on a ramdisk",
+);
+const NO_KEYRING: Flag = flag("no-new-keyring", "keep the caller's session keyring");
+const PRESERVE: Flag = value(
+    "preserve-fds",
+    "so many descriptors from 3 on stay open in it",
+);
+const DETACH: Flag = flag("detach,d", "do not wait for the process");
+const FORMAT: Flag = value("format,f", "table or json");
+
+static GLOBALS: &[Flag] = &[
+    flag("debug", "accepted; there is nothing more to tell"),
+    value("log", "file for log lines (default: /dev/stderr)"),
+    value("log-format", "text or json (default: text)"),
+    value(
+        "root",
+        "folder for containers' state (default: /run/knarr-oci)",
+    ),
+    value("criu", "accepted"),
+    flag(
+        "systemd-cgroup",
+        "cgroups through systemd; cgroupsPath is slice:prefix:name",
+    ),
+    value(
+        "rootless",
+        "whether cgroups may be missing: true, false or auto (default: auto)",
+    ),
+    flag("help,h", "show this"),
+    flag("version,v", "print the version"),
+];
+
+static COMMANDS: &[Command] = &[
+    Command {
+        name: "create",
+        usage: "[command options] <container-id>",
+        help: "create a container from a bundle; its process waits for `start`",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[
+            BUNDLE,
+            CONSOLE,
+            PIDFD_SOCKET,
+            PID_FILE,
+            NO_PIVOT,
+            NO_KEYRING,
+            PRESERVE,
+        ],
+        failed: "knarr-oci create failed",
+        run: crate::create::create,
+    },
+    Command {
+        name: "delete",
+        usage: "[command options] <container-id>",
+        help: "remove what is left of a container that has stopped",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[flag("force,f", "kill it first if it runs")],
+        failed: "",
+        run: crate::delete::delete,
+    },
+    Command {
+        name: "events",
+        usage: "[command options] <container-id>",
+        help: "print statistics at an interval, and when memory runs out",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[
+            value("interval", "between statistics (default: 5s)"),
+            flag("stats", "print statistics once"),
+        ],
+        failed: "",
+        run: crate::events::events,
+    },
+    Command {
+        name: "exec",
+        usage: "[command options] <container-id> <command> [args...] || -p process.json <container-id>",
+        help: "run one more process in a container",
+        count: Count::AtLeast(1),
+        order: Order::FlagsFirst,
+        flags: &[
+            CONSOLE,
+            PIDFD_SOCKET,
+            value("cwd", "working directory"),
+            values("env,e", "set a variable"),
+            flag("tty,t", "with a terminal"),
+            value("user,u", "<uid>[:<gid>]"),
+            values("additional-gids,g", "more groups"),
+            value("process,p", "file with the process, as in config.json"),
+            DETACH,
+            PID_FILE,
+            value("process-label", "SELinux's label"),
+            value("apparmor", "AppArmor's profile"),
+            flag("no-new-privs", "set no_new_privs"),
+            values("cap,c", "add a capability"),
+            PRESERVE,
+            values("cgroup", "sub-cgroup to run in: [<controller>:]<path>"),
+            flag("ignore-paused", "even if the container is paused"),
+        ],
+        failed: "exec failed",
+        run: crate::exec::exec,
+    },
+    Command {
+        name: "features",
+        usage: "",
+        help: "tell what is served, as JSON",
+        count: Count::Exactly(0),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run: crate::features::features,
+    },
+    Command {
+        name: "kill",
+        usage: "[command options] <container-id> [signal]",
+        help: "send a signal (default: SIGTERM) to the container's first process",
+        count: Count::AtLeast(1),
+        order: Order::Any,
+        flags: &[flag("all,a", "to all its processes")],
+        failed: "",
+        run: crate::kill::kill,
+    },
+    Command {
+        name: "list",
+        usage: "[command options]",
+        help: "list containers",
+        count: Count::Exactly(0),
+        order: Order::Any,
+        flags: &[FORMAT, flag("quiet,q", "names only")],
+        failed: "",
+        run: crate::list::list,
+    },
+    Command {
+        name: "pause",
+        usage: "<container-id>",
+        help: "stop all processes of a container where they are",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run: crate::kill::pause,
+    },
+    Command {
+        name: "ps",
+        usage: "[command options] <container-id> [ps options]",
+        help: "show the processes of a container",
+        count: Count::AtLeast(1),
+        order: Order::FlagsFirst,
+        flags: &[FORMAT],
+        failed: "",
+        run: crate::processes::ps,
+    },
+    Command {
+        name: "resume",
+        usage: "<container-id>",
+        help: "let the processes of a paused container go on",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run: crate::kill::resume,
+    },
+    Command {
+        name: "run",
+        usage: "[command options] <container-id>",
+        help: "create a container, start it, and wait for it",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[
+            BUNDLE,
+            CONSOLE,
+            PIDFD_SOCKET,
+            DETACH,
+            flag("keep", "do not delete the container when it ends"),
+            PID_FILE,
+            flag(
+                "no-subreaper",
+                "do not adopt what the container leaves behind",
+            ),
+            NO_PIVOT,
+            NO_KEYRING,
+            PRESERVE,
+        ],
+        failed: "knarr-oci run failed",
+        run: crate::create::run,
+    },
+    Command {
+        name: "spec",
+        usage: "[command options]",
+        help: "write a config.json to begin with",
+        count: Count::Exactly(0),
+        order: Order::Any,
+        flags: &[BUNDLE, flag("rootless", "for a caller who is not root")],
+        failed: "",
+        run: crate::skeleton::spec,
+    },
+    Command {
+        name: "start",
+        usage: "<container-id>",
+        help: "run the program of a created container",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run: crate::start::start,
+    },
+    Command {
+        name: "state",
+        usage: "<container-id>",
+        help: "tell a container's state, as JSON",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run: crate::list::state,
+    },
+    Command {
+        name: "update",
+        usage: "[command options] <container-id>",
+        help: "change the limits of a container",
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: crate::update::FLAGS,
+        failed: "",
+        run: crate::update::update,
+    },
+];
+
+/// Understands the command line and does what it says.
+pub(crate) fn run() -> ExitCode {
+    // Every word of the interface is text; what is not cannot name anything.
+    let args: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
+    let mut early = Log::default();
+    let globals = match args::parse(GLOBALS, &args, Order::FlagsFirst) {
+        Ok(globals) => globals,
+        Err(failure) => {
+            println!("Incorrect Usage. {}\n", failure.message);
+            print_usage();
+            early.error(&failure.message);
+            return ExitCode::from(1);
+        }
+    };
+    let mut log = match Log::open(globals.value("log"), globals.value("log-format")) {
+        Ok(log) => log,
+        Err(failure) => {
+            early.error(&failure.message);
+            return ExitCode::from(1);
+        }
+    };
+    if globals.is_set("version") {
+        println!(
+            "knarr-oci version {}\ncommit: {}\nspec: {}",
+            env!("CARGO_PKG_VERSION"),
+            env!("CARGO_PKG_VERSION"),
+            knarr_spec::runtime::OCI_VERSION
+        );
+        return ExitCode::SUCCESS;
+    }
+    let Some((name, rest)) = globals.rest.split_first() else {
+        print_usage();
+        return ExitCode::SUCCESS;
+    };
+    if globals.is_set("help") || matches!(name.as_str(), "help" | "h") {
+        match rest.first().and_then(|name| find(name)) {
+            Some(command) => print_command(command),
+            None => print_usage(),
+        }
+        return ExitCode::SUCCESS;
+    }
+    let Some(command) = find(name) else {
+        log.error(&format!("No help topic for '{name}'"));
+        return ExitCode::from(3);
+    };
+    let mut globals = Globals {
+        root: PathBuf::from(
+            globals
+                .value("root")
+                .filter(|root| !root.is_empty())
+                .unwrap_or(ROOT),
+        ),
+        systemd_cgroup: globals.is_set("systemd-cgroup"),
+        log,
+    };
+    match invoke(command, &mut globals, rest) {
+        Ok(code) => code,
+        Err(mut failure) => {
+            if !command.failed.is_empty() && !failure.usage {
+                failure = failure.during(command.failed);
+            }
+            globals.log.error(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn invoke(command: &Command, globals: &mut Globals, args: &[String]) -> Result<ExitCode> {
+    if args
+        .iter()
+        .any(|arg| matches!(arg.as_str(), "--help" | "-h"))
+        && command.order == Order::Any
+    {
+        print_command(command);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let parsed = args::parse(command.flags, args, command.order).inspect_err(|failure| {
+        println!("Incorrect Usage: {}\n", failure.message);
+        print_command(command);
+    })?;
+    let found = parsed.rest.len();
+    let wrong = match command.count {
+        Count::Exactly(count) if found != count => Some(format!("exactly {count} argument(s)")),
+        Count::AtLeast(count) if found < count => Some(format!("a minimum of {count} argument(s)")),
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        println!("Incorrect Usage.\n");
+        print_command(command);
+        let name = command.name;
+        return Err(Failure::usage(format!(
+            "knarr-oci: \"{name}\" requires {wrong}"
+        )));
+    }
+    (command.run)(globals, &parsed)
+}
+
+fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+fn print_flags(flags: &[Flag]) {
+    let width = flags.iter().map(|flag| flag.shown().len()).max();
+    for flag in flags {
+        println!(
+            "   {:width$}  {}",
+            flag.shown(),
+            flag.help,
+            width = width.unwrap_or(0)
+        );
+    }
+}
+
+fn print_command(command: &Command) {
+    println!(
+        "NAME:\n   knarr-oci {} - {}\n\nUSAGE:\n   knarr-oci {} {}",
+        command.name, command.help, command.name, command.usage
+    );
+    if !command.flags.is_empty() {
+        println!("\nOPTIONS:");
+        print_flags(command.flags);
+    }
+}
+
+fn print_usage() {
+    println!(
+        "NAME:\n   knarr-oci - run containers as the OCI runtime specification says\n\n\
+         USAGE:\n   knarr-oci [global options] command [command options] [arguments...]\n\n\
+         COMMANDS:"
+    );
+    for command in COMMANDS {
+        println!("   {:9} {}", command.name, command.help);
+    }
+    println!("\nGLOBAL OPTIONS:");
+    print_flags(GLOBALS);
+}

@@ -1,0 +1,277 @@
+//! A container as later calls find it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use knarr_cgroup::{Cgroup, Layout};
+use knarr_fs::Error as FsError;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::failure::{Failure, Result};
+use crate::state::{GATE, Phase, Record};
+
+/// The folder in the root that is no container.
+pub(crate) const OWN: &str = ".knarr";
+
+/// As the specification calls them, and `paused`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One container, and where it is described.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) dir: PathBuf,
+    pub(crate) record: Record,
+}
+
+/// Held while a container changes; released by death.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "held")] OwnedFd);
+
+/// What callers match on.
+pub(crate) fn does_not_exist() -> Failure {
+    Failure::new("container does not exist")
+}
+
+/// That an id can be the name of a folder, in runc's words.
+pub(crate) fn check_id(id: &str) -> Result<()> {
+    let right =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'+' | b'-' | b'.');
+    if id.is_empty() || id.len() > 255 || !id.bytes().all(right) || matches!(id, "." | ".." | OWN) {
+        return Err(Failure::new("invalid container ID format"));
+    }
+    Ok(())
+}
+
+/// Opens a container's folder and takes its lock, if that goes at once.
+pub(crate) fn try_lock(dir: &Path) -> Result<Option<Lock>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = match rustix::fs::open(dir, flags, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOENT) => return Err(does_not_exist()),
+        Err(errno) => return Err(FsError::of("open", "open", dir)(errno).into()),
+    };
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(Lock(folder))),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(FsError::of("lock", "flock", dir)(errno).into()),
+    }
+}
+
+/// Makes the folder of a new container and locks it.
+pub(crate) fn claim(root: &Path, id: &str) -> Result<(PathBuf, Lock)> {
+    check_id(id)?;
+    let dir = root.join(id);
+    loop {
+        match rustix::fs::mkdir(&dir, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => {
+                knarr_fs::create_dir_all(root)?;
+                continue;
+            }
+            Err(Errno::EXIST) => {
+                // Perhaps only what a killed creation has left.
+                match Container::open(root, id) {
+                    Err(failure) if failure.message == does_not_exist().message => continue,
+                    _ => {
+                        return Err(Failure::new("container with given ID already exists"));
+                    }
+                }
+            }
+            Err(errno) => return Err(FsError::of("create", "mkdir", &dir)(errno).into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = match rustix::fs::open(&dir, flags, Mode::empty()) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(FsError::of("open", "open", &dir)(errno).into()),
+        };
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
+            .map_err(FsError::of("lock", "flock", &dir))?;
+        // Somebody may have taken it for a leftover in between.
+        let stat = rustix::fs::fstat(&folder).map_err(FsError::of("stat", "fstat", &dir))?;
+        if stat.st_nlink > 0 {
+            return Ok((dir, Lock(folder)));
+        }
+    }
+}
+
+impl Container {
+    /// Finds one. What a killed creation has left is taken away.
+    ///
+    /// # Errors
+    /// [`does_not_exist`], and what cannot be read.
+    pub(crate) fn open(root: &Path, id: &str) -> Result<Self> {
+        check_id(id)?;
+        let dir = root.join(id);
+        match Record::load(&dir)? {
+            Some(record) if record.phase == Phase::Whole => Ok(Self { dir, record }),
+            found => Self::unfinished(dir, id, found),
+        }
+    }
+
+    /// One that is being made, or was.
+    fn unfinished(dir: PathBuf, id: &str, found: Option<Record>) -> Result<Self> {
+        let Some(lock) = try_lock(&dir)? else {
+            return match found {
+                Some(record) => Ok(Self { dir, record }),
+                None => Err(Failure::new(format!("container {id} is being created"))),
+            };
+        };
+        // Looked at again under the lock: it may have become whole, or gone.
+        let record = Record::load(&dir)?;
+        match record {
+            Some(record) if record.phase == Phase::Whole => Ok(Self { dir, record }),
+            record => {
+                if let Some(plan) = record.and_then(|record| record.cgroup) {
+                    remove_cgroup(&plan)?;
+                }
+                knarr_fs::remove_tree(&dir)?;
+                drop(lock);
+                Err(does_not_exist())
+            }
+        }
+    }
+
+    /// Takes its lock, waiting for others.
+    ///
+    /// # Errors
+    /// [`does_not_exist`] where it was removed meanwhile.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = match rustix::fs::open(&self.dir, flags, Mode::empty()) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => return Err(does_not_exist()),
+            Err(errno) => return Err(FsError::of("open", "open", &self.dir)(errno).into()),
+        };
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
+            .map_err(FsError::of("lock", "flock", &self.dir))?;
+        let stat = rustix::fs::fstat(&folder).map_err(FsError::of("stat", "fstat", &self.dir))?;
+        if stat.st_nlink == 0 {
+            return Err(does_not_exist());
+        }
+        Ok(Lock(folder))
+    }
+
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub(crate) fn status(&self) -> Result<Status> {
+        let Some(init) = &self.record.init else {
+            return Ok(Status::Creating);
+        };
+        if !init.is_alive()? {
+            return Ok(Status::Stopped);
+        }
+        if self.is_frozen() {
+            return Ok(Status::Paused);
+        }
+        if rustix::fs::access(self.dir.join(GATE), rustix::fs::Access::EXISTS).is_ok() {
+            return Ok(Status::Created);
+        }
+        Ok(Status::Running)
+    }
+
+    /// A cgroup that cannot be asked is not frozen by anybody here.
+    fn is_frozen(&self) -> bool {
+        self.cgroup()
+            .is_ok_and(|cgroup| cgroup.is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false)))
+    }
+
+    /// A handle on its cgroup, where it has one.
+    ///
+    /// # Errors
+    /// What is gone.
+    pub(crate) fn cgroup(&self) -> Result<Option<Cgroup>> {
+        let Some(plan) = &self.record.cgroup else {
+            return Ok(None);
+        };
+        Ok(Some(Cgroup::open(&Layout::detect()?, plan)?))
+    }
+
+    /// The same, for what cannot do without.
+    ///
+    /// # Errors
+    /// What is gone; a container without one.
+    pub(crate) fn need_cgroup(&self, what: &str) -> Result<Cgroup> {
+        self.cgroup()?.ok_or_else(|| {
+            Failure::new(format!(
+                "cannot {what} a container without cgroups (they are not delegated to its user)"
+            ))
+        })
+    }
+
+    /// Removes all that is left of a stopped container.
+    ///
+    /// # Errors
+    /// What stays.
+    pub(crate) fn remove(&self) -> Result<()> {
+        if let Some(plan) = &self.record.cgroup {
+            remove_cgroup(plan)?;
+        }
+        Ok(knarr_fs::remove_tree(&self.dir)?)
+    }
+}
+
+/// Kills what is in a container's cgroups and removes them.
+pub(crate) fn remove_cgroup(plan: &knarr_cgroup::Plan) -> Result<()> {
+    let layout = Layout::detect()?;
+    if let Ok(cgroup) = Cgroup::open(&layout, plan)
+        && cgroup.is_populated()?
+    {
+        cgroup.kill()?;
+    }
+    Ok(Cgroup::remove(&layout, plan)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_file_name_and_nothing_else() {
+        for good in ["a", "web-1", "A_b+c.d", "0", "..."] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "", ".", "..", "a/b", "a b", "é", "a\n", "a\0", ".knarr", "a:b", "*",
+        ] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+        assert!(check_id(&"x".repeat(256)).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_creation_left_is_taken_away() {
+        let root = knarr_fs::TempDir::new_in(&std::env::temp_dir()).unwrap();
+        let (dir, lock) = claim(root.path(), "web").unwrap();
+        let again = claim(root.path(), "web").unwrap_err();
+        assert_eq!(again.message, "container with given ID already exists");
+        assert!(dir.exists());
+        drop(lock);
+        let gone = Container::open(root.path(), "web").unwrap_err();
+        assert_eq!(gone.message, "container does not exist");
+        assert!(!dir.exists());
+        claim(root.path(), "web").unwrap();
+    }
+}

@@ -1,0 +1,576 @@
+//! `create` and `run`: from a bundle to a container.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use knarr_cgroup::{Cgroup, Layout, Mode as CgroupMode};
+use knarr_fs::Error as FsError;
+use knarr_runtime::process::Identity;
+use knarr_runtime::seal::{self, Executable};
+use knarr_runtime::{Begun, CgroupView, Extras, Launch, Plan, PlanOptions, Stdio, hook_plan};
+use knarr_spec::runtime::{Config, DeviceRule, Resources};
+use knarr_sys::Failure as SysFailure;
+use knarr_sys::mount::{Change, Propagation, mount_setattr};
+use knarr_sys::process::CStringArray;
+use rustix::fs::{CWD, FileType};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::args::Parsed;
+use crate::command::Globals;
+use crate::container::{self, Container, Lock, OWN};
+use crate::failure::{Failure, Result};
+use crate::foreground::{self, Console};
+use crate::state::{GATE, Phase, Record, VERSION};
+use crate::{clock, delete};
+
+/// `create`.
+pub(crate) fn create(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
+    seal_self()?;
+    let request = Request::parse(parsed, true)?;
+    let (preparation, rootfs) = prepare(globals, &request)?;
+    let console = preparation.console(&request)?;
+    let made = Made::new(preparation, globals)?;
+    let gate = made.gate()?;
+    let begun = made.begin(&request, rootfs, Some(gate))?;
+    let created = begun
+        .ready()
+        .map_err(|error| Failure::from(error).during("unable to start container process"))?;
+    if let (Console::Socket(socket), Some(terminal)) = (&console, created.terminal()) {
+        foreground::send_terminal(socket, terminal)?;
+    }
+    let init = Identity::of(created.pid())?;
+    if let Some(pidfd) = created.pidfd() {
+        request.announce(init.pid, pidfd)?;
+    }
+    let record = made.whole(init);
+    record.save(&made.dir)?;
+    knarr_fs::failpoint!("oci.saved");
+    created.leave()?;
+    made.keep();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `run`.
+pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
+    seal_self()?;
+    let request = Request::parse(parsed, parsed.is_set("detach"))?;
+    let (preparation, rootfs) = prepare(globals, &request)?;
+    let console = preparation.console(&request)?;
+    let foreground = if request.detach {
+        None
+    } else {
+        Some(foreground::prepare(!parsed.is_set("no-subreaper"))?)
+    };
+    let made = Made::new(preparation, globals)?;
+    let begun = made.begin(&request, rootfs, None)?;
+    let init = Identity::of(begun.pid())?;
+    if let Some(pidfd) = begun.pidfd() {
+        request.announce(init.pid, pidfd)?;
+    }
+    let record = made.whole(init);
+    record.save(&made.dir)?;
+    let init = begun
+        .start()
+        .map_err(|error| Failure::from(error).during("unable to start container process"))?;
+    let (dir, lock) = made.keep();
+    let container = Container { dir, record };
+    drop(lock);
+    let started = knarr_runtime::hook::run(
+        "poststart",
+        &container.record.poststart,
+        &container.record.oci("running"),
+    );
+    if let Err(error) = started {
+        knarr_runtime::process::kill(&init.pidfd).ok();
+        knarr_runtime::process::wait(&init.pidfd).ok();
+        delete::remove(globals, &container)?;
+        return Err(error.into());
+    }
+    if let (Console::Socket(socket), Some(terminal)) = (&console, &init.terminal) {
+        foreground::send_terminal(socket, terminal.as_fd())?;
+    }
+    let Some(foreground) = foreground else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let terminal = init.terminal.filter(|_| matches!(console, Console::Own));
+    let exit = foreground.wait(&init.pidfd, terminal)?;
+    if !parsed.is_set("keep") {
+        delete::remove(globals, &container)?;
+    }
+    Ok(foreground::exit_code(exit))
+}
+
+/// Goes on from a read-only mount of this program, so that nothing in a container can overwrite it
+/// through `/proc/PID/exe` (CVE-2019-5736).
+pub(crate) fn seal_self() -> Result<()> {
+    if cfg!(feature = "attack-unsealed") || seal::is_sealed() {
+        return Ok(());
+    }
+    let c_string = |text: std::ffi::OsString| {
+        use std::os::unix::ffi::OsStringExt as _;
+        std::ffi::CString::new(text.into_vec()).unwrap_or_default()
+    };
+    let args = CStringArray::new(std::env::args_os().map(c_string).collect());
+    let env = std::env::vars_os().map(|(name, value)| {
+        let mut entry = name;
+        entry.push("=");
+        entry.push(value);
+        c_string(entry)
+    });
+    let env = CStringArray::new(env.collect());
+    Err(Executable::of_self()?.exec(&args, &env).into())
+}
+
+/// The command line.
+struct Request {
+    id: String,
+    bundle: PathBuf,
+    console_socket: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    pidfd_socket: Option<PathBuf>,
+    no_pivot: bool,
+    keep_keyring: bool,
+    preserve: u32,
+    detach: bool,
+}
+
+impl Request {
+    fn parse(parsed: &Parsed, detach: bool) -> Result<Self> {
+        let path = |name: &str| {
+            let path = parsed.value(name).filter(|path| !path.is_empty());
+            path.map(absolute).transpose()
+        };
+        let bundle = path("bundle")?.map_or_else(|| absolute("."), Ok)?;
+        Ok(Self {
+            id: parsed.rest.first().cloned().unwrap_or_default(),
+            bundle,
+            console_socket: path("console-socket")?,
+            pid_file: path("pid-file")?,
+            pidfd_socket: path("pidfd-socket")?,
+            no_pivot: parsed.is_set("no-pivot"),
+            keep_keyring: parsed.is_set("no-new-keyring"),
+            preserve: parsed.number("preserve-fds")?.unwrap_or(0),
+            detach,
+        })
+    }
+
+    /// Tells who asked which process it is.
+    fn announce(&self, pid: i32, pidfd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+        if let Some(path) = &self.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        if let Some(socket) = &self.pidfd_socket {
+            knarr_runtime::send_fd(socket, b"pidfd", pidfd).map_err(|cause| {
+                Failure::new(format!(
+                    "cannot send the pidfd to {}: {cause}",
+                    socket.display()
+                ))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    Ok(knarr_fs::write_atomic(
+        path,
+        pid.to_string().as_bytes(),
+        knarr_fs::Durability::Volatile,
+    )?)
+}
+
+/// Below the working directory where it is relative.
+pub(crate) fn absolute(path: &str) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Failure::new(format!("{path}: {error}")))
+}
+
+/// What was decided before anything was made.
+struct Preparation {
+    plan: Plan,
+    cgroup: knarr_cgroup::Plan,
+    layout: Layout,
+    record: Record,
+    /// Descriptors from 3 on that the program keeps.
+    preserve: u32,
+}
+
+impl Preparation {
+    fn console(&self, request: &Request) -> Result<Console> {
+        foreground::console(
+            self.plan.process.terminal.is_some(),
+            request.detach,
+            request.console_socket.as_deref(),
+        )
+    }
+}
+
+fn prepare(globals: &Globals, request: &Request) -> Result<(Preparation, OwnedFd)> {
+    container::check_id(&request.id)?;
+    let config = load(&request.bundle)?;
+    let layout = Layout::detect()?;
+    let seccomp = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.seccomp.as_ref())
+        .map(|section| knarr_seccomp::Cache::new(&globals.root.join(OWN)).program(section))
+        .transpose()?;
+    let options = PlanOptions {
+        seccomp,
+        user: None,
+        init: false,
+        keep_keyring: request.keep_keyring,
+        cgroup_view: cgroup_view(&config, &layout)?,
+    };
+    let mut plan = knarr_runtime::plan(&config, &options)?;
+    let preserve = keep_descriptors(&mut plan, request.preserve)?;
+    let cgroup = cgroup_plan(globals, &config, &layout, &request.id)?;
+    let rootfs = match &config.root {
+        Some(root) => request.bundle.join(&root.path),
+        None => return Err(Failure::new("root: missing in config.json")),
+    };
+    let hooks = config.hooks.clone().unwrap_or_default();
+    let hook_plans = |moment: &str, hooks: &[knarr_spec::runtime::Hook]| {
+        hooks
+            .iter()
+            .map(|hook| hook_plan(&format!("hooks.{moment}"), hook))
+            .collect::<knarr_runtime::Result<Vec<_>>>()
+    };
+    let tree = open_root(&rootfs, plan.root.propagation)?;
+    let record = Record {
+        version: VERSION,
+        phase: Phase::Creating,
+        id: request.id.clone(),
+        bundle: request.bundle.display().to_string(),
+        rootfs: rootfs.display().to_string(),
+        created: clock::nanoseconds(),
+        annotations: config.annotations.clone(),
+        cgroup: Some(cgroup.clone()),
+        init: None,
+        plan: None,
+        poststart: hook_plans("poststart", &hooks.poststart)?,
+        poststop: hook_plans("poststop", &hooks.poststop)?,
+    };
+    let preparation = Preparation {
+        plan,
+        cgroup,
+        layout,
+        record,
+        preserve,
+    };
+    Ok((preparation, tree))
+}
+
+/// Reads a bundle's configuration; relative paths in it start at the bundle.
+fn load(bundle: &Path) -> Result<Config> {
+    let path = bundle.join("config.json");
+    let bytes = match knarr_fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => {
+            return Err(Failure::new(
+                "JSON specification file config.json not found",
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut config: Config = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    if !config.oci_version.starts_with("1.") {
+        return Err(Failure::new(format!(
+            "ociVersion: `{}` is not served, only 1.x",
+            config.oci_version
+        )));
+    }
+    for mount in &mut config.mounts {
+        let is_bind = mount.kind.as_deref() == Some("bind")
+            || mount
+                .options
+                .iter()
+                .any(|option| option == "bind" || option == "rbind");
+        if let (true, Some(source)) = (is_bind, &mount.source)
+            && !source.starts_with('/')
+            && !source.is_empty()
+        {
+            mount.source = Some(bundle.join(source).display().to_string());
+        }
+    }
+    Ok(config)
+}
+
+/// What mounts of cgroups show.
+fn cgroup_view(config: &Config, layout: &Layout) -> Result<CgroupView> {
+    let asked = config
+        .mounts
+        .iter()
+        .any(|mount| mount.kind.as_deref() == Some("cgroup"));
+    if !asked || layout.mode() == CgroupMode::Unified {
+        return Ok(CgroupView::Unified);
+    }
+    let mountinfo = knarr_fs::read_to_string(Path::new("/proc/self/mountinfo"))?;
+    Ok(CgroupView::hierarchies(&mountinfo))
+}
+
+/// Where its cgroup is, and what it limits.
+fn cgroup_plan(
+    globals: &Globals,
+    config: &Config,
+    layout: &Layout,
+    id: &str,
+) -> Result<knarr_cgroup::Plan> {
+    if globals.systemd_cgroup {
+        return Err(Failure::new(
+            "--systemd-cgroup is not served yet (leave it out, or set the engine's cgroup manager to cgroupfs)",
+        ));
+    }
+    let linux = config.linux.as_ref();
+    let mut resources = linux
+        .and_then(|linux| linux.resources.clone())
+        .unwrap_or_default();
+    add_default_devices(&mut resources);
+    let path = linux
+        .and_then(|linux| linux.cgroups_path.as_deref())
+        .filter(|path| !path.is_empty())
+        .unwrap_or(id);
+    Ok(knarr_cgroup::Plan::from_resources(
+        layout, &resources, path,
+    )?)
+}
+
+/// What every container may use, whatever the rules say (config-linux.md, "Default Devices"):
+/// everything else is forbidden unless a rule allows it.
+fn add_default_devices(resources: &mut Resources) {
+    let rule = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| DeviceRule {
+        allow: true,
+        kind: Some(kind.to_owned()),
+        major,
+        minor,
+        access: Some(access.to_owned()),
+    };
+    if resources.devices.is_empty() {
+        resources.devices.push(DeviceRule {
+            allow: false,
+            access: Some("rwm".to_owned()),
+            ..DeviceRule::default()
+        });
+    }
+    resources.devices.extend([
+        rule("c", None, None, "m"),
+        rule("b", None, None, "m"),
+        rule("c", Some(1), Some(3), "rwm"),
+        rule("c", Some(1), Some(5), "rwm"),
+        rule("c", Some(1), Some(7), "rwm"),
+        rule("c", Some(1), Some(8), "rwm"),
+        rule("c", Some(1), Some(9), "rwm"),
+        rule("c", Some(5), Some(0), "rwm"),
+        rule("c", Some(5), Some(2), "rwm"),
+        rule("c", Some(136), None, "rwm"),
+    ]);
+}
+
+/// How many descriptors from 3 on the program keeps: sockets that systemd passes to a service
+/// (sd_listen_fds(3)), then those of `--preserve-fds`.
+fn keep_descriptors(plan: &mut Plan, preserve: u32) -> Result<u32> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let own = std::process::id().to_string();
+    let sockets = match (variable("LISTEN_PID"), variable("LISTEN_FDS")) {
+        (Some(pid), Some(count)) if pid == own => count.parse::<u32>().unwrap_or(0),
+        _ => 0,
+    };
+    if sockets > 0 {
+        let env = &mut plan.process.env;
+        env.push(format!("LISTEN_FDS={sockets}"));
+        env.push("LISTEN_PID=1".to_owned());
+        if let Some(names) = variable("LISTEN_FDNAMES") {
+            env.push(format!("LISTEN_FDNAMES={names}"));
+        }
+    }
+    let all = sockets.saturating_add(preserve);
+    check_open(all)?;
+    Ok(all)
+}
+
+/// That descriptors from 3 on are open.
+pub(crate) fn check_open(count: u32) -> Result<()> {
+    match (3..3u32.saturating_add(count))
+        .find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists())
+    {
+        None => Ok(()),
+        Some(number) => Err(Failure::new(format!(
+            "unable to stat preserved-fd {number} (of {count}): it is not open"
+        ))),
+    }
+}
+
+/// The root as a mount of its own, that nobody sees yet.
+fn open_root(path: &Path, propagation: knarr_runtime::Propagation) -> Result<OwnedFd> {
+    let failed = |call: &'static str| {
+        move |errno: Errno| {
+            let cause = SysFailure { call, errno };
+            Failure::new(format!("invalid rootfs: stat {}: {cause}", path.display()))
+        }
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, path, flags).map_err(failed("open_tree"))?;
+    let stat = rustix::fs::fstat(&tree).map_err(failed("fstat"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(failed("fstat")(Errno::NOTDIR));
+    }
+    // A clone of a shared mount is its peer: the container's mounts would appear on the host.
+    let change = Change {
+        propagation: match propagation {
+            knarr_runtime::Propagation::Slave => Propagation::Slave,
+            _ => Propagation::Private,
+        },
+        recursive: true,
+        ..Change::default()
+    };
+    mount_setattr(&tree, c"", &change).map_err(|cause| {
+        Failure::new(format!(
+            "cannot take {} out of the host's mounts: {cause}",
+            path.display()
+        ))
+    })?;
+    Ok(tree)
+}
+
+/// What exists of a container so far; dropped, it is taken away again.
+struct Made {
+    dir: PathBuf,
+    lock: Option<Lock>,
+    preparation: Preparation,
+    cgroup: Option<Cgroup>,
+}
+
+impl Made {
+    fn new(preparation: Preparation, globals: &Globals) -> Result<Self> {
+        let (dir, lock) = container::claim(&globals.root, &preparation.record.id)?;
+        let mut made = Self {
+            dir,
+            lock: Some(lock),
+            cgroup: None,
+            preparation,
+        };
+        made.preparation.record.save(&made.dir)?;
+        knarr_fs::failpoint!("oci.claimed");
+        let cgroup = Cgroup::create(&made.preparation.layout, &made.preparation.cgroup)?;
+        made.cgroup = Some(cgroup);
+        knarr_fs::failpoint!("oci.cgroup");
+        Ok(made)
+    }
+
+    /// The socket that `start` will find.
+    fn gate(&self) -> Result<OwnedFd> {
+        let path = self.dir.join(GATE);
+        let failed = |call: &'static str| FsError::of("make the socket", call, &path);
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(failed("socket"))?;
+        // By the folder's handle: a socket's path has room for 107 bytes.
+        let folder = rustix::fs::open(
+            &self.dir,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(FsError::of("open", "open", &self.dir))?;
+        let address = gate_address(&folder)?;
+        rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
+        rustix::net::listen(&socket, 1).map_err(failed("listen"))?;
+        Ok(socket)
+    }
+
+    fn begin<'a>(
+        &'a self,
+        request: &Request,
+        rootfs: OwnedFd,
+        gate: Option<OwnedFd>,
+    ) -> Result<Begun<'a>> {
+        let preparation = &self.preparation;
+        let stdio = if preparation.plan.process.terminal.is_some() {
+            Stdio::Terminal
+        } else {
+            foreground::own_files()?
+        };
+        let record = &preparation.record;
+        let mut begun = knarr_runtime::begin(Launch {
+            plan: &preparation.plan,
+            rootfs,
+            stdio,
+            cgroup: self.cgroup.as_ref().and_then(Cgroup::dir_fd),
+            binds: Vec::new(),
+            extras: Extras {
+                preserve: preparation.preserve,
+                gate,
+                root_path: Some(record.rootfs.clone()),
+                no_pivot: request.no_pivot,
+                own_stdio: true,
+                state: Some(record.oci("creating")),
+            },
+        })
+        .map_err(|error| Failure::from(error).during("unable to start container process"))?;
+        knarr_fs::failpoint!("oci.begun");
+        if let Some(cgroup) = &self.cgroup {
+            join(cgroup, &preparation.layout, begun.pid())?;
+        }
+        begun.joined()?;
+        Ok(begun)
+    }
+
+    fn whole(&self, init: Identity) -> Record {
+        Record {
+            phase: Phase::Whole,
+            init: Some(init),
+            plan: Some(self.preparation.plan.clone()),
+            ..self.preparation.record.clone()
+        }
+    }
+
+    /// From here on it is there to stay.
+    fn keep(mut self) -> (PathBuf, Option<Lock>) {
+        (std::mem::take(&mut self.dir), self.lock.take())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
+        // The error that led here is the one to tell; what cannot be removed now is removed by
+        // the next call that touches the id.
+        if self.cgroup.is_some() {
+            container::remove_cgroup(&self.preparation.cgroup).ok();
+        }
+        knarr_fs::remove_tree(&self.dir).ok();
+    }
+}
+
+/// The gate in a container's folder.
+pub(crate) fn gate_address(folder: &OwnedFd) -> Result<SocketAddrUnix> {
+    use std::os::fd::AsRawFd as _;
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/{GATE}", folder.as_raw_fd()))
+        .map_err(|errno| Failure::new(format!("gate: {errno}")))
+}
+
+/// Moves a process that does not run yet into the v1 hierarchies that limit and count it: engines
+/// read a container's numbers there by its process.
+pub(crate) fn join(
+    cgroup: &Cgroup,
+    layout: &Layout,
+    pid: rustix::process::Pid,
+) -> std::result::Result<(), knarr_cgroup::Error> {
+    if layout.mode() == CgroupMode::Unified {
+        return Ok(());
+    }
+    if cgroup.needs_join() {
+        cgroup.join_limits(pid)?;
+    }
+    cgroup.join_stats()
+}
