@@ -20,12 +20,11 @@ pub(crate) fn kill(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
         .ok_or_else(|| Failure::new(format!("unknown signal \"{name}\"")))?;
     let everyone = parsed.is_set("all");
     // Without a pid namespace of its own the others do not end with the first.
-    let shared = container.record.plan.as_ref().is_some_and(|plan| {
-        !plan
-            .create
-            .iter()
-            .any(|namespace| *namespace == Namespace::Pid)
-    });
+    let shared = container
+        .record
+        .plan
+        .as_ref()
+        .is_some_and(|plan| !plan.create.contains(&Namespace::Pid));
     if everyone || (shared && signal == SIGKILL) {
         let sent = signal_all(&container, signal)?;
         if sent || everyone {

@@ -171,6 +171,7 @@ fn linux(input: &Input<'_>) -> Result<Linux> {
             READONLY.iter().map(|&path| path.to_owned()).collect(),
         ),
         mount_label: None,
+        ..Linux::default()
     })
 }
 
@@ -400,6 +401,7 @@ pub(crate) fn limits(host: &HostConfig) -> Resources {
             .memory_swappiness
             .and_then(|value| u64::try_from(value).ok()),
         disable_oom_killer: host.oom_kill_disable.filter(|disable| *disable),
+        ..Memory::default()
     };
     // `--cpus 1.5`: 150 ms of every 100 ms.
     let (quota, period) = match host.nano_cpus {
