@@ -43,6 +43,8 @@ pub(crate) const TEST: &[Package] = &[
         "/usr/share/containers/seccomp.json",
     ),
     ("python3", "/usr/bin/python3"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    ("iptables", "/usr/sbin/iptables"),
     ("nftables", "/usr/sbin/nft"),
     ("iproute2", "/usr/sbin/ip"),
 ];

@@ -14,6 +14,7 @@ use knarr_fs::failpoint;
 use knarr_spec::ContainerId;
 use rustix::fs::{Mode, OFlags};
 
+use crate::dns::{self, Responder, Servers, Sockets};
 use crate::driver::{self, Wanted};
 use crate::firewall::{self, Change, Published};
 use crate::network::DriverKind;
@@ -34,6 +35,8 @@ pub struct Membership {
     hosts: Option<Hosts>,
     held: Vec<Held>,
     published: Vec<Published>,
+    servers: Servers,
+    responder: Option<Responder>,
     namespace: Option<OwnedFd>,
 }
 
@@ -52,6 +55,8 @@ impl Membership {
             hosts: plan.hosts.clone(),
             held: Vec::new(),
             published: Vec::new(),
+            servers: plan.servers.clone(),
+            responder: None,
             namespace: None,
         };
         match membership.prepare_all(plan) {
@@ -227,6 +232,7 @@ impl Membership {
         for index in 0..self.endpoints.len() {
             self.make_link(as_fd(&namespace), index, index + 1 == self.endpoints.len())?;
         }
+        self.responder = Some(self.serve_names(as_fd(&namespace))?);
         self.namespace = Some(namespace);
         failpoint!("net.linked");
         if !self.published.is_empty() {
@@ -285,7 +291,7 @@ impl Membership {
             })
             .collect();
         let published = firewall::remembered(run_root, id)?;
-        Ok(Self {
+        let mut membership = Self {
             run_root: run_root.to_owned(),
             id: id.clone(),
             attached,
@@ -293,8 +299,52 @@ impl Membership {
             hosts: plan.hosts.clone(),
             held,
             published,
+            servers: plan.servers.clone(),
+            responder: None,
             namespace,
-        })
+        };
+        if let Some(namespace) = &membership.namespace {
+            membership.responder = Some(membership.serve_names(as_fd(namespace))?);
+        }
+        Ok(membership)
+    }
+
+    /// The container's name server, which its monitor's loop hosts.
+    pub fn responder(&mut self) -> Option<&mut Responder> {
+        self.responder.as_mut()
+    }
+
+    /// Makes the sockets of the name server and leads port 53 to them.
+    fn serve_names(&self, namespace: BorrowedFd<'_>) -> Result<Responder> {
+        let sockets = Sockets::open_in(namespace)?;
+        dns::redirect(namespace, &sockets)?;
+        Responder::new(&self.names(), sockets)
+    }
+
+    /// What names are answered from. On internal networks only, names lead nowhere else.
+    fn names(&self) -> dns::Config {
+        let endpoints = &self.attached.endpoints;
+        let servers = if endpoints.iter().all(|joint| joint.internal) {
+            Servers::None
+        } else {
+            self.servers.clone()
+        };
+        dns::Config {
+            run_root: self.run_root.clone(),
+            networks: endpoints
+                .iter()
+                .map(|joint| joint.network.clone())
+                .collect(),
+            servers,
+        }
+    }
+
+    /// The networks have changed.
+    fn renew_names(&mut self) {
+        let names = self.names();
+        if let Some(responder) = &mut self.responder {
+            responder.set_config(&names);
+        }
     }
 
     /// Joins one more network while it runs.
@@ -319,6 +369,7 @@ impl Membership {
                 })?;
             }
             self.make_link(as_fd(&namespace), before, true)?;
+            self.renew_names();
             self.write_hosts()
         });
         if joined.is_err() && self.attached.endpoints.len() > before {
@@ -365,6 +416,7 @@ impl Membership {
         if index < self.endpoints.len() {
             self.endpoints.remove(index);
         }
+        self.renew_names();
         driver::reroute(as_fd(&namespace), &self.attached)?;
         self.write_hosts()
     }
@@ -458,6 +510,7 @@ impl Membership {
     /// # Errors
     /// The first failure, after trying everything.
     pub fn leave(&mut self) -> Result<()> {
+        self.responder = None;
         self.namespace = None;
         let closed = self.close_ports(|_| true);
         self.held.clear();

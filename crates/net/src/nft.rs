@@ -129,6 +129,8 @@ pub(crate) enum Expr<'a> {
         address: u32,
         port: Option<u32>,
     },
+    /// Bytes that are known beforehand.
+    Load(u32, Vec<u8>),
     Masquerade,
     Give(Verdict),
 }
@@ -442,6 +444,10 @@ impl Expr<'_> {
                 if let Some(port) = port {
                     all.be32(5, *port);
                 }
+            }),
+            Self::Load(to, bytes) => named(all, "immediate", |all| {
+                all.be32(1, *to);
+                value(all, 2, bytes);
             }),
             Self::Masquerade => named(all, "masq", |_| {}),
             Self::Give(verdict) => named(all, "immediate", |all| {

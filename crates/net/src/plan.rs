@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::Servers;
 use crate::network::Network;
 use crate::port::{Bound, PortRequest};
 use crate::route::Mac;
@@ -20,6 +21,9 @@ pub struct Plan {
     /// Its `/etc/hosts`, where that is Knarr's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Hosts>,
+    /// Who is asked for names that none of its networks has.
+    #[serde(default)]
+    pub servers: Servers,
 }
 
 /// The file that tells the container its own names.
