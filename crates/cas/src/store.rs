@@ -144,6 +144,19 @@ impl Store {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn verify(&self, digest: Digest) -> Result<()> {
+        let got = self.rehash(digest)?;
+        if got == digest {
+            Ok(())
+        } else {
+            Err(self.set_aside(digest, got)?)
+        }
+    }
+
+    /// What a stored blob's bytes hash to now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Missing`]; as read(2).
+    pub fn rehash(&self, digest: Digest) -> Result<Digest> {
         let path = self.path(digest);
         let mut file = self.open_blob(digest)?;
         let mut hasher = Hasher::new();
@@ -157,12 +170,7 @@ impl Store {
                 Some(bytes) => hasher.update(bytes),
             }
         }
-        let got = hasher.finish();
-        if got == digest {
-            Ok(())
-        } else {
-            Err(self.set_aside(digest, got)?)
-        }
+        Ok(hasher.finish())
     }
 
     /// All blobs, in no order.
@@ -190,6 +198,14 @@ impl Store {
     /// As flock(2).
     pub fn lease(&self) -> Result<Lock> {
         Ok(Lock::shared(&self.lease_path())?)
+    }
+
+    /// Whether somebody holds a [lease](Self::lease) now.
+    ///
+    /// # Errors
+    /// As flock(2).
+    pub fn is_leased(&self) -> Result<bool> {
+        Ok(Lock::try_exclusive(&self.lease_path())?.is_none())
     }
 
     /// Removes every blob that is not among those `keep` gives, unless somebody holds a

@@ -4,12 +4,19 @@
 //! arguments counted, and its function run.
 
 mod attach;
+mod commit;
 mod copy;
 mod create;
 mod diff;
+mod events;
 mod exec;
+mod export;
 #[cfg(test)]
 mod golden;
+mod history;
+mod image_copy;
+mod image_mount;
+mod image_tree;
 mod images;
 mod import;
 mod info;
@@ -30,10 +37,13 @@ mod save;
 mod start;
 mod stats;
 mod stop;
+mod system;
 mod tag;
 mod top;
 mod trash;
 mod unserved;
+mod untag;
+mod update;
 mod version;
 mod volume;
 mod wait;
@@ -132,9 +142,13 @@ static COMMANDS: &[&Command] = &[
     &version::COMMAND,
     &info::COMMAND,
     &attach::COMMAND,
+    &commit::COMMAND,
     &copy::COMMAND,
     &create::COMMAND,
     &diff::COMMAND,
+    &events::COMMAND,
+    &export::COMMAND,
+    &history::COMMAND,
     &import::COMMAND,
     &inspect::COMMAND,
     &kill::COMMAND,
@@ -152,11 +166,20 @@ static COMMANDS: &[&Command] = &[
     &tag::COMMAND,
     &top::COMMAND,
     &pause::UNPAUSE,
+    &untag::COMMAND,
+    &update::COMMAND,
     &wait::COMMAND,
     &inspect::CONTAINER,
     &inspect::IMAGE,
+    &image_copy::COMMAND,
+    &image_mount::MOUNT,
+    &image_tree::COMMAND,
+    &image_mount::UNMOUNT,
     &prune::CONTAINERS,
     &prune::IMAGES,
+    &system::CHECK,
+    &system::DF,
+    &system::PRUNE,
     &trash::EMPTY,
     &volume::CREATE,
     &volume::INSPECT,

@@ -257,7 +257,6 @@ fn host(line: &Parsed) -> Result<HostConfig> {
         container_id_file: line.text("cidfile").to_owned(),
         log_config: log(line)?,
         network_mode: network(line)?,
-        restart_policy: parts::restart(line.text("restart")).map_err(Failure::invalid)?,
         auto_remove: line.on("rm"),
         volumes_from: optional(line.list("volumes-from")),
         mounts: (!mounts.is_empty()).then_some(mounts),
@@ -292,35 +291,43 @@ fn host(line: &Parsed) -> Result<HostConfig> {
         shm_size: line.bytes("shm-size").unwrap_or(0),
         sysctls: parts::map(line.all("sysctl")),
         isolation: isolation(line)?,
+        cgroup_parent: line.text("cgroup-parent").to_owned(),
+        devices: line
+            .all("device")
+            .filter_map(|text| parts::device(text).ok())
+            .collect(),
+        device_cgroup_rules: optional(line.list("device-cgroup-rule")),
+        memory_swappiness: swappiness.filter(|value| *value >= 0),
+        oom_kill_disable: line.on("oom-kill-disable").then_some(true),
+        ulimits: ulimits.into_values().collect(),
+        masked_paths: security.system_paths_open.then(Vec::new),
+        readonly_paths: security.system_paths_open.then(Vec::new),
+        init: line.given("init").then(|| line.on("init")),
+        ..limits(line)?
+    })
+}
+
+/// What [`flags::LIMITS`] say; the rest is Docker's default.
+pub(crate) fn limits(line: &Parsed) -> Result<HostConfig> {
+    Ok(HostConfig {
+        restart_policy: parts::restart(line.text("restart")).map_err(Failure::invalid)?,
         cpu_shares: line.int("cpu-shares").unwrap_or(0),
         memory: line.bytes("memory").unwrap_or(0),
         nano_cpus: line
             .get("cpus")
             .and_then(|text| value::parse_cpus(text).ok())
             .unwrap_or(0),
-        cgroup_parent: line.text("cgroup-parent").to_owned(),
         blkio_weight: narrow(line, "blkio-weight")?,
         cpu_period: line.int("cpu-period").unwrap_or(0),
         cpu_quota: line.int("cpu-quota").unwrap_or(0),
         cpuset_cpus: line.text("cpuset-cpus").to_owned(),
         cpuset_mems: line.text("cpuset-mems").to_owned(),
-        devices: line
-            .all("device")
-            .filter_map(|text| parts::device(text).ok())
-            .collect(),
-        device_cgroup_rules: optional(line.list("device-cgroup-rule")),
         memory_reservation: line.bytes("memory-reservation").unwrap_or(0),
         memory_swap: match line.text("memory-swap") {
             "-1" => -1,
             _ => line.bytes("memory-swap").unwrap_or(0),
         },
-        memory_swappiness: swappiness.filter(|value| *value >= 0),
-        oom_kill_disable: line.on("oom-kill-disable").then_some(true),
         pids_limit: line.int("pids-limit"),
-        ulimits: ulimits.into_values().collect(),
-        masked_paths: security.system_paths_open.then(Vec::new),
-        readonly_paths: security.system_paths_open.then(Vec::new),
-        init: line.given("init").then(|| line.on("init")),
         ..HostConfig::default()
     })
 }
@@ -477,7 +484,12 @@ mod tests {
 
     fn line(words: &[&str]) -> Parsed {
         let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-        flag::parse(&[flags::RUN, flags::CREATE, flags::REGISTRY], &words, false).unwrap()
+        flag::parse(
+            &[flags::RUN, flags::CREATE, flags::LIMITS, flags::REGISTRY],
+            &words,
+            false,
+        )
+        .unwrap()
     }
 
     fn host_of(words: &[&str]) -> Value {
@@ -820,7 +832,7 @@ mod tests {
             workdir";
         for name in docker.split_whitespace() {
             for word in [format!("--{name}=1"), format!("--{name}=true")] {
-                let tables = [flags::RUN, flags::CREATE, flags::REGISTRY];
+                let tables = [flags::RUN, flags::CREATE, flags::LIMITS, flags::REGISTRY];
                 if let Err(Refusal::Usage(text, _)) = flag::parse(&tables, &[word], false) {
                     assert!(!text.starts_with("unknown"), "{text}");
                 }

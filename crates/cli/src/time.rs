@@ -44,6 +44,27 @@ fn in_zone(nanoseconds: i64, zone: TimeZone) -> String {
     zoned.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string()
 }
 
+/// `2006-01-02T15:04:05Z07:00`, in the local time zone: Go's `time.RFC3339`.
+pub(crate) fn rfc3339(nanoseconds: i64) -> String {
+    in_zone_as(nanoseconds, zone().clone(), "%Y-%m-%dT%H:%M:%S")
+}
+
+/// The same with nine digits of a second.
+pub(crate) fn rfc3339_nano(nanoseconds: i64) -> String {
+    in_zone_as(nanoseconds, zone().clone(), "%Y-%m-%dT%H:%M:%S.%9f")
+}
+
+/// A time in a form, and its zone as RFC 3339 has it: `Z` or `+01:00`.
+fn in_zone_as(nanoseconds: i64, zone: TimeZone, form: &str) -> String {
+    let time = Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
+    let zoned = Zoned::new(time, zone);
+    let offset = match zoned.offset().seconds() {
+        0 => "Z".to_owned(),
+        _ => zoned.strftime("%:z").to_string(),
+    };
+    format!("{}{offset}", zoned.strftime(form))
+}
+
 /// Nanoseconds since the epoch of an RFC 3339 time.
 pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
     text.parse().ok().map(nanoseconds)
@@ -126,6 +147,15 @@ mod tests {
             "2006-01-02 15:04:05 +0000 UTC"
         );
         let zone = TimeZone::fixed(jiff::tz::offset(-7));
-        assert!(in_zone(time, zone).starts_with("2006-01-02 08:04:05 -0700"));
+        assert!(in_zone(time, zone.clone()).starts_with("2006-01-02 08:04:05 -0700"));
+        let nano = "%Y-%m-%dT%H:%M:%S.%9f";
+        assert_eq!(
+            in_zone_as(time + 12, zone, nano),
+            "2006-01-02T08:04:05.000000012-07:00"
+        );
+        assert_eq!(
+            in_zone_as(time, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S"),
+            "2006-01-02T15:04:05Z"
+        );
     }
 }

@@ -18,7 +18,7 @@ use crate::find::Found;
 use crate::mounts::clean;
 use crate::record::{MountKind, Record};
 use crate::{Engine, Error, Result};
-use pack::Packer;
+use pack::{Mounts, Packer};
 use unpack::{Owners, Unpacker};
 
 /// One end of `cp`.
@@ -83,7 +83,7 @@ impl Engine {
                     true => PathBuf::from("."),
                     false => PathBuf::from(source.path.file_name().unwrap_or_default()),
                 };
-                let mut packer = Packer::new(output, source.shift);
+                let mut packer = Packer::new(output, source.shift, Mounts::Enter);
                 packer.add(&source, &packed, options.follow)?;
                 packer.finish()
             }
@@ -124,6 +124,16 @@ impl Engine {
                 "a path in a container is written CONTAINER:PATH",
             )),
         }
+    }
+
+    pub(crate) fn export_now(&self, text: &str, output: &mut dyn Write) -> Result<()> {
+        let root = self.inside(text, "/", false)?;
+        let mut packer = Packer::new(output, root.shift, Mounts::Leave);
+        packer.add(&root, Path::new("."), false)?;
+        packer.finish()?;
+        let record = self.record(&self.find(text)?)?;
+        self.event(&record, "export", &[]);
+        Ok(())
     }
 
     /// A path in a container: through the running one's root, else through a mount of its own.
@@ -373,7 +383,7 @@ fn transfer(from: &Place, to: &Place, follow: bool, owners: Owners) -> Result<()
         None => (&target.root, folder),
     };
     let mut unpacker = Unpacker::new(root, &base, target.shift, owners);
-    let mut packer = Packer::new(&mut unpacker, from.shift);
+    let mut packer = Packer::new(&mut unpacker, from.shift, Mounts::Enter);
     let packing = packer
         .add(from, &packed, follow)
         .and_then(|()| packer.finish());

@@ -2,19 +2,21 @@
 
 use std::cell::OnceCell;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 
 use knarr_cgroup::Layout;
 use knarr_fs::Trash;
-use knarr_image::{ImageId, Progress, Removed, Store, User};
+use knarr_image::{Checked, ImageId, Progress, PullOptions, Removed, Store, User};
 use knarr_spec::ContainerId;
 use serde_json::Value;
 
 use crate::record::{Record, Root};
 use crate::spec::facts::Facts;
 use crate::{
-    Change, CopyEnd, CopyOptions, CreateRequest, Created, ExecRequest, Filters, ListOptions,
-    Listing, LogLine, LogOptions, Pruned, RemoveOptions, Result, Session, Settings, StartOptions,
-    StatsReader, StopOptions, Top, Volume, VolumeCreate, WaitCondition,
+    Change, CommitRequest, CopyEnd, CopyOptions, CreateRequest, Created, Error, EventOptions,
+    EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, Pruned,
+    RemoveOptions, Result, Session, Settings, StartOptions, StatsReader, StopOptions, SystemPruned,
+    Top, UpdateRequest, Usage, Volume, VolumeCreate, WaitCondition,
 };
 
 /// Everything that can be done with containers and volumes. `container` arguments are names, ids
@@ -34,7 +36,13 @@ impl Engine {
     /// `Denied` with one clear sentence for a user without root; when the folders cannot be made.
     pub fn open(settings: Settings) -> Result<Self> {
         settings.prepare()?;
-        let images = Store::open(&settings.root, &settings.run_root)?;
+        let run_root = settings.run_root.clone();
+        let images =
+            Store::open(&settings.root, &settings.run_root)?.announcing(move |action, id, name| {
+                let attributes = [("name".to_owned(), name.to_owned())].into();
+                // That it cannot be written down changes nothing of what was done.
+                knarr_monitor::events::append(&run_root, "image", action, id, attributes).ok();
+            });
         Ok(Self {
             settings,
             images,
@@ -301,10 +309,118 @@ impl Engine {
     /// # Errors
     /// `Conflict` in Docker's words.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<Vec<Removed>> {
-        let removed = self
-            .images
-            .remove(name, force, &|id| self.image_users(id))?;
-        Ok(removed)
+        match self.images.remove(name, force, &|id| self.image_users(id)) {
+            Err(error @ knarr_image::Error::Conflict { .. }) => {
+                let mounted = self.images.resolve(name).ok();
+                match mounted.and_then(|image| self.mounted_at(image.id)) {
+                    Some(path) => Err(Error::conflict(
+                        format!("image {name} is mounted at {}", path.display()),
+                        format!("`knarr image unmount {name}` comes first"),
+                    )),
+                    None => Err(error.into()),
+                }
+            }
+            removed => Ok(removed?),
+        }
+    }
+
+    /// `image prune`: dangling images, with `all` every one that no container has. Filters:
+    /// `dangling`, `label`, `label!`, `until`.
+    ///
+    /// # Errors
+    /// A wrong filter; the first failure.
+    pub fn prune_images(&self, all: bool, filters: &Filters) -> Result<Pruned> {
+        self.prune_images_now(all, filters)
+    }
+
+    /// `system prune`: stopped containers, images as [`prune_images`](Self::prune_images), with
+    /// `volumes` anonymous volumes that no container has, what was set aside as damaged. Filters:
+    /// `label`, `label!`, `until`.
+    ///
+    /// # Errors
+    /// A wrong filter; the first failure.
+    pub fn prune_system(
+        &self,
+        all: bool,
+        volumes: bool,
+        filters: &Filters,
+    ) -> Result<SystemPruned> {
+        self.prune_system_now(all, volumes, filters)
+    }
+
+    /// `system df`.
+    ///
+    /// # Errors
+    /// When the data root cannot be read.
+    pub fn usage(&self) -> Result<Usage> {
+        self.usage_now()
+    }
+
+    /// `system check`: everything hashed again, and whatever has no owner found. With `repair`,
+    /// damaged objects are set aside and made or fetched anew; the options say how registries are
+    /// reached.
+    ///
+    /// # Errors
+    /// When the data root cannot be read; what is wrong in it is in the result.
+    pub fn check(&self, repair: Option<&PullOptions>, progress: &dyn Progress) -> Result<Checked> {
+        self.check_now(repair, progress)
+    }
+
+    /// `commit`: makes an image of a container, running or not; its id.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong change, `Unsupported` for `@host`.
+    pub fn commit(&self, container: &str, request: &CommitRequest) -> Result<ImageId> {
+        self.commit_now(container, request)
+    }
+
+    /// `export`: a container's whole file system as a tar, what is mounted in it left out.
+    ///
+    /// # Errors
+    /// `NotFound`; when `output` fails.
+    pub fn export(&self, container: &str, output: &mut dyn Write) -> Result<()> {
+        self.export_now(container, output)
+    }
+
+    /// `update`: other limits, at once where it runs; warnings for the user.
+    ///
+    /// # Errors
+    /// Limits that contradict each other or that the kernel refuses.
+    pub fn update(&self, container: &str, request: &UpdateRequest) -> Result<Vec<String>> {
+        self.update_now(container, request)
+    }
+
+    /// `events`: gives what happened and happens to `sink`, until `options.until`.
+    ///
+    /// # Errors
+    /// An unknown filter; what `sink` gave, as [`Error::Stream`].
+    pub fn events(&self, options: &EventOptions, sink: EventSink<'_>) -> Result<()> {
+        self.events_now(options, sink)
+    }
+
+    /// `image mount`: shows an image's files, read-only, in the machine's mount table until
+    /// [`image_unmount`](Self::image_unmount). Gives where; again where it is mounted already.
+    ///
+    /// # Errors
+    /// `NotFound`; where nothing can be mounted.
+    pub fn image_mount(&self, name: &str) -> Result<PathBuf> {
+        self.image_mount_now(name)
+    }
+
+    /// `image unmount`. With `force` one in use goes when its last user does.
+    ///
+    /// # Errors
+    /// `Conflict` where it is not mounted or in use.
+    pub fn image_unmount(&self, id: ImageId, force: bool) -> Result<()> {
+        self.image_unmount_now(id, force)
+    }
+
+    /// The images that are mounted, and where.
+    ///
+    /// # Errors
+    /// When the run root cannot be read.
+    pub fn image_mounts(&self) -> Result<Vec<(ImageId, PathBuf)>> {
+        self.image_mounts_now()
     }
 
     /// `info`, in Docker's shape.
@@ -389,6 +505,11 @@ impl Engine {
                 running: self.state(&id).is_ok_and(|state| state.status.is_alive()),
                 container: id.to_string(),
             })
+            // A mounted image is as much in use as a running container's.
+            .chain(self.mounted_at(image).map(|path| User {
+                running: true,
+                container: path.display().to_string(),
+            }))
             .collect()
     }
 }

@@ -343,7 +343,7 @@ fn prepare_sources(record: &Record) -> Result<()> {
     Ok(())
 }
 
-fn restart(host: &knarr_spec::docker::HostConfig) -> Restart {
+pub(crate) fn restart(host: &knarr_spec::docker::HostConfig) -> Restart {
     match host.restart_policy.name.as_str() {
         "always" => Restart::Always,
         "unless-stopped" => Restart::UnlessStopped,

@@ -38,14 +38,17 @@
 //! ```
 
 mod check;
+mod commit;
 mod container;
 mod copy;
 mod create;
 mod engine;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod find;
+mod image_mount;
 mod inspect;
 mod launch;
 mod life;
@@ -54,6 +57,7 @@ mod logs;
 mod merge;
 mod mounts;
 mod names;
+mod prune;
 mod record;
 mod session;
 mod settings;
@@ -62,22 +66,30 @@ mod spec;
 mod system;
 mod time;
 mod top;
+mod update;
+mod usage;
 mod userns;
 mod volume;
 
+pub use commit::CommitRequest;
 pub use container::{
     CreateRequest, Created, RemoveOptions, StartOptions, StopOptions, WaitCondition,
 };
 pub use copy::{CopyEnd, CopyOptions};
 pub use engine::Engine;
 pub use error::{Error, Result};
+pub use events::{EventOptions, EventSink};
 pub use exec::ExecRequest;
 pub use knarr_image as image;
+pub use knarr_monitor::events::Event;
 pub use list::{Filters, ListOptions, Listing, Status, Summary};
 pub use logs::{LogLine, LogOptions};
+pub use prune::SystemPruned;
 pub use session::{Ended, OnSignal, Session, Streams};
 pub use settings::Settings;
 pub use system::{Change, ChangeKind, Pruned, Stats, StatsReader, Top};
+pub use update::UpdateRequest;
+pub use usage::{ImageUsage, Usage, VolumeUsage};
 pub use volume::{Volume, VolumeCreate};
 
 /// Compares with a golden file in `tests/golden`; `KNARR_BLESS=1` (`cargo x bless`) renews it.

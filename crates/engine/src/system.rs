@@ -8,7 +8,8 @@ use knarr_monitor::state::Status;
 use serde_json::{Value, json};
 
 use crate::find::Found;
-use crate::list::{Filters, label_matches};
+use crate::list::Filters;
+use crate::prune::PruneFilter;
 use crate::record::Record;
 use crate::{Engine, Error, Result, time};
 
@@ -249,22 +250,7 @@ impl Engine {
     }
 
     pub(crate) fn prune_now(&self, filters: &Filters) -> Result<Pruned> {
-        let mut before = i64::MAX;
-        let mut labels = Vec::new();
-        for (key, values) in &filters.0 {
-            for value in values {
-                match key.as_str() {
-                    "until" => {
-                        before = time::parse(value).ok_or_else(|| {
-                            Error::invalid(format!("invalid filter 'until={value}': not a time"))
-                        })?;
-                    }
-                    "label" => labels.push((true, value.as_str())),
-                    "label!" => labels.push((false, value.as_str())),
-                    _ => return Err(Error::invalid(format!("invalid filter '{key}'"))),
-                }
-            }
-        }
+        let filter = PruneFilter::parse(filters)?;
         let mut pruned = Pruned::default();
         let mut result = Ok(());
         for id in self.ids()? {
@@ -272,10 +258,7 @@ impl Engine {
             let Ok(record) = self.record(&id) else {
                 continue;
             };
-            let labelled = labels
-                .iter()
-                .all(|(is, label)| label_matches(&record.config.labels, label) == *is);
-            if !labelled || time::parse(&record.created).is_some_and(|created| created >= before) {
+            if !filter.keeps(&record.config.labels, time::parse(&record.created)) {
                 continue;
             }
             let removed = match self.touch(&id) {
@@ -379,8 +362,8 @@ impl Engine {
     }
 }
 
-/// Leaves out the places that mounts were made on, and the folders that only changed for those.
-fn without_targets(changes: Vec<knarr_layer::Change>, record: &Record) -> Vec<knarr_layer::Change> {
+/// The places where Knarr mounts something in a container, and makes them where they are missing.
+pub(crate) fn mount_points(record: &Record) -> impl Iterator<Item = &Path> {
     let files = [
         "/etc/hosts",
         "/etc/hostname",
@@ -390,7 +373,12 @@ fn without_targets(changes: Vec<knarr_layer::Change>, record: &Record) -> Vec<kn
         "/dev",
     ];
     let own = record.mounts.iter().map(|mount| mount.destination.as_str());
-    let targets: Vec<&Path> = files.into_iter().chain(own).map(Path::new).collect();
+    files.into_iter().chain(own).map(Path::new)
+}
+
+/// Leaves out the places that mounts were made on, and the folders that only changed for those.
+fn without_targets(changes: Vec<knarr_layer::Change>, record: &Record) -> Vec<knarr_layer::Change> {
+    let targets: Vec<&Path> = mount_points(record).collect();
     let mut kept: Vec<knarr_layer::Change> = Vec::with_capacity(changes.len());
     // They are sorted: what is below a folder comes behind it, so from the back it is known.
     for change in changes.into_iter().rev() {

@@ -367,11 +367,12 @@ impl Context<'_> {
         }
     }
 
-    /// A single layer that is in the store already.
-    pub(crate) fn hold(&self, layer: Layer) -> Result<Assembled> {
+    /// Layers that are in the store already.
+    pub(crate) fn hold_all(&self, layers: Vec<Layer>) -> Result<Assembled> {
+        let locks = layers.iter().map(|layer| self.keep(layer));
         Ok(Assembled {
-            locks: vec![self.keep(&layer)?],
-            layers: vec![layer],
+            locks: locks.collect::<Result<_>>()?,
+            layers,
         })
     }
 

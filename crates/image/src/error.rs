@@ -43,6 +43,14 @@ pub enum Error {
         /// The name.
         name: Reference,
     },
+    /// A name that means another image, or none.
+    #[error("{} is not a name of image {}", name.familiar(), id.short())]
+    NotItsName {
+        /// The name.
+        name: Box<Reference>,
+        /// The image.
+        id: ImageId,
+    },
     /// The image is in use (Docker's words).
     #[error("conflict: unable to {what} ({}) - {why}", if *forceable { "must be forced" } else { "cannot be forced" })]
     Conflict {
@@ -131,6 +139,24 @@ pub enum Error {
         expected: Digest,
         /// What came.
         got: Digest,
+    },
+    /// A blob has more or fewer bytes than its manifest says.
+    #[error("blob {blob} of {name} has {} bytes instead of {expected}", if got > expected { "more".to_owned() } else { got.to_string() })]
+    NotItsSize {
+        /// The image.
+        name: String,
+        /// The blob.
+        blob: Digest,
+        /// What the manifest says.
+        expected: u64,
+        /// What came, as far as it was read.
+        got: u64,
+    },
+    /// Something that a place cannot hold.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What.
+        what: String,
     },
     /// The layer store's part failed.
     #[error("cannot store layer {layer} of {name}")]
@@ -276,9 +302,10 @@ fn platforms(platforms: &[Platform]) -> String {
 impl Explain for Error {
     fn class(&self) -> Class {
         match self {
-            Self::NotFound { .. } | Self::NoPlatform { .. } | Self::Platform { .. } => {
-                Class::NotFound
-            }
+            Self::NotFound { .. }
+            | Self::NotItsName { .. }
+            | Self::NoPlatform { .. }
+            | Self::Platform { .. } => Class::NotFound,
             Self::Ambiguous { .. }
             | Self::Name { .. }
             | Self::TagWithDigest { .. }
@@ -291,12 +318,13 @@ impl Explain for Error {
             | Self::Manifest { .. }
             | Self::LayerStream { .. }
             | Self::LayerMismatch { .. }
+            | Self::NotItsSize { .. }
             | Self::ArchiveTar { .. }
             | Self::ArchiveDamaged { .. }
             | Self::ArchiveJson { .. }
             | Self::Record { .. }
             | Self::NameFile { .. } => Class::Corrupt,
-            Self::Version { .. } => Class::Unsupported,
+            Self::Version { .. } | Self::Unsupported { .. } => Class::Unsupported,
             Self::ArchiveRead { cause, .. } | Self::Write(cause) => of_io(cause),
             Self::Worker => Class::Bug,
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.class(),
@@ -312,6 +340,7 @@ impl Explain for Error {
             Self::Ambiguous { .. } => "image-ambiguous",
             Self::Name { .. } => "image-name-invalid",
             Self::TagWithDigest { .. } => "tag-with-digest",
+            Self::NotItsName { .. } => "image-name-not-found",
             Self::Conflict { .. } => "image-in-use",
             Self::Platform { .. } | Self::NoPlatform { .. } => "platform-not-found",
             Self::NotAnImage { .. } => "not-an-image",
@@ -319,6 +348,8 @@ impl Explain for Error {
             Self::Config { .. } => "image-config-invalid",
             Self::LayerStream { .. } => "layer-stream-damaged",
             Self::LayerMismatch { .. } => "digest-mismatch",
+            Self::NotItsSize { .. } => "size-mismatch",
+            Self::Unsupported { .. } => "unsupported",
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.code(),
             Self::LayerGone { .. } => "layer-gone",
             Self::NotAnArchive { .. } => "not-an-archive",

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::Read;
 
 use knarr_fs::failpoint;
-use knarr_spec::Platform;
+
 use knarr_spec::image::{ExecutionConfig, History, ImageConfig, RootFs};
+use knarr_spec::{Platform, Reference};
 
 use crate::archive::label;
 use crate::assemble::Assembled;
@@ -76,7 +77,9 @@ impl Store {
         failpoint!("import.taken");
         let layer = ingest.finish(&[])?;
         failpoint!("import.layer-present");
-        let assembled: Assembled = self.context(label.clone(), progress).hold(layer)?;
+        let assembled: Assembled = self
+            .context(label.clone(), progress)
+            .hold_all(vec![layer])?;
         let config = describe(options, execution, &assembled, &label);
         let config = serde_json::to_vec(&config).map_err(|cause| Error::Config {
             name: label.clone(),
@@ -94,6 +97,8 @@ impl Store {
             assembled: &assembled,
             names: &names,
         })?;
+        let name = options.reference.as_ref().map(Reference::familiar);
+        self.announce.image("import", stored.image.id, name);
         Ok(stored.image)
     }
 }

@@ -120,7 +120,7 @@ fn inflate(
     }
 }
 
-fn pump(source: &mut dyn Read, sink: &mut dyn Write) -> Result<(), Failure> {
+pub(crate) fn pump(source: &mut dyn Read, sink: &mut dyn Write) -> Result<(), Failure> {
     let mut buffer = vec![0; PIECE];
     loop {
         let n = match source.read(&mut buffer) {

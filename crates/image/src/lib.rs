@@ -29,9 +29,13 @@
 //!
 //! It never mounts a layer, never runs anything, and prints nothing: it tells a [`Progress`].
 
+mod announce;
 mod archive;
 mod assemble;
 mod change;
+mod check;
+mod commit;
+mod copy;
 mod error;
 mod image;
 mod import;
@@ -47,10 +51,14 @@ mod save;
 mod select;
 mod store;
 
+pub use check::{Checked, Finding, Outcome};
+pub use commit::{CommitOptions, WriteLayer};
+pub use copy::{CopyOptions, Location, LocationError};
 pub use error::{Error, Result};
 pub use image::{Image, ImageId, Listed, Removed, User};
 pub use knarr_layer::LayerId;
 pub use progress::{Event, LayerState, Progress, Silent};
+pub use remove::References;
 pub use store::{
     Hold, ImportOptions, Listing, Loaded, PullOptions, PullPolicy, Pulled, SaveFormat, Source,
     Store,

@@ -29,13 +29,13 @@ struct DockerImage {
 }
 
 /// An image found in an archive.
-struct Found {
-    manifest: Vec<u8>,
-    config: Vec<u8>,
-    wanted: Vec<Wanted>,
+pub(crate) struct Found {
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) wanted: Vec<Wanted>,
     /// The archive's member of each layer.
-    members: Vec<String>,
-    names: Vec<Reference>,
+    pub(crate) members: Vec<String>,
+    pub(crate) names: Vec<Reference>,
     label: String,
 }
 
@@ -75,6 +75,8 @@ impl Store {
         for image in images {
             let image = self.load_image(&archive, &image, platform, progress)?;
             progress.event(&Event::Loaded(image.clone()));
+            let name = image.names.first().map(Reference::familiar);
+            self.announce.image("load", image.id, name);
             loaded.push(image);
         }
         Ok(loaded)
@@ -135,7 +137,7 @@ impl Provider for Members<'_> {
     }
 }
 
-fn docker_archive(archive: &Archive, bytes: &[u8]) -> Result<Vec<Found>> {
+pub(crate) fn docker_archive(archive: &Archive, bytes: &[u8]) -> Result<Vec<Found>> {
     let listed: Vec<DockerImage> =
         serde_json::from_slice(bytes).map_err(|cause| archive.json("manifest.json", cause))?;
     listed
@@ -322,7 +324,7 @@ fn oci_image(
 }
 
 /// Where a layout keeps a blob (image-layout.md).
-fn member(digest: Digest) -> String {
+pub(crate) fn member(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 

@@ -86,6 +86,7 @@ impl Store {
             names: &names,
         })?;
         progress.event(&Event::Resolved(digest));
+        self.announce.name("pull", reference);
         Ok(Pulled {
             image: stored.image,
             digest,

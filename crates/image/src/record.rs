@@ -109,6 +109,20 @@ impl Records {
         }))
     }
 
+    /// Whether there is such an image, hidden or not.
+    pub(crate) fn exists(&self, id: ImageId) -> bool {
+        self.folder(id).join(FILE).exists()
+    }
+
+    /// The exact bytes of the configuration, as the record repeats them.
+    pub(crate) fn config(&self, id: ImageId) -> Result<Vec<u8>> {
+        let path = self.folder(id).join(FILE);
+        let bytes = knarr_fs::read(&path)?;
+        let file: File<Box<serde_json::value::RawValue>> =
+            serde_json::from_slice(&bytes).map_err(|cause| Error::Record { id, path, cause })?;
+        Ok(file.config.get().as_bytes().to_vec())
+    }
+
     /// The ids of all images, hidden ones too.
     pub(crate) fn ids(&self) -> Result<Vec<ImageId>> {
         Ok(knarr_fs::file_names(&self.root)?

@@ -3,11 +3,20 @@
 use std::collections::HashSet;
 
 use knarr_fs::{Durability, Lock, failpoint};
-use knarr_spec::Reference;
+use knarr_spec::{Digest, Reference};
 
 use crate::assemble::lock_path;
 use crate::store::Named;
 use crate::{Error, Image, ImageId, LayerId, Removed, Result, Store, User};
+
+/// What images need.
+#[derive(Debug, Clone, Default)]
+pub struct References {
+    /// Each image with its blobs (configuration and manifest) and its layers.
+    pub images: Vec<(ImageId, [Digest; 2], Vec<LayerId>)>,
+    /// Some image cannot be read: nobody knows what that one needs.
+    pub unsure: bool,
+}
 
 /// Who asks the engine which containers an image has.
 type Users<'a> = &'a dyn Fn(ImageId) -> Vec<User>;
@@ -44,7 +53,18 @@ impl Store {
             if self.find(name).ok().map(|(_, now)| now.id) != Some(image.id) {
                 continue;
             }
-            return self.remove_locked(&named, &image, lock, force, users(image.id));
+            let removed = self.remove_locked(&named, &image, lock, force, users(image.id))?;
+            for line in &removed {
+                match line {
+                    Removed::Untagged(name) => {
+                        self.announce
+                            .image("untag", image.id, Some(name.familiar()));
+                    }
+                    Removed::Image(id) => self.announce.image("delete", *id, None),
+                    Removed::Layer(_) => {}
+                }
+            }
+            return Ok(removed);
         }
     }
 
@@ -204,6 +224,55 @@ impl Store {
             }
         }
         Ok(Some(needed))
+    }
+
+    /// Which image needs which blobs and layers, hidden images included.
+    ///
+    /// # Errors
+    /// When the records' folder cannot be read.
+    pub fn references(&self) -> Result<References> {
+        let mut references = References::default();
+        for id in self.records.ids()? {
+            match self.records.read(id) {
+                Ok(Some(record)) => references.images.push((
+                    id,
+                    [id.digest(), record.image.manifest],
+                    record.image.layers,
+                )),
+                Ok(None) => {}
+                Err(_) => references.unsure = true,
+            }
+        }
+        Ok(references)
+    }
+
+    /// Whether a pull, load, import or commit is under way, whose blobs and layers no image names
+    /// yet.
+    ///
+    /// # Errors
+    /// As flock(2).
+    pub fn is_bringing(&self) -> Result<bool> {
+        Ok(self.blobs.is_leased()?)
+    }
+
+    /// Removes the blobs and layers that no image has, and what killed calls left; nothing while
+    /// a pull, load, import or commit is under way.
+    ///
+    /// # Errors
+    /// When the store cannot be read or something not be removed.
+    pub fn collect_garbage(&self) -> Result<()> {
+        self.collect()
+    }
+
+    /// Throws away what was set aside as damaged.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed into the trash.
+    pub fn forget_damaged(&self) -> Result<()> {
+        for folder in ["blobs/damaged", "layers/damaged"] {
+            self.trash().throw(&self.data_root.join(folder))?;
+        }
+        Ok(())
     }
 
     /// Removes a layer unless somebody relies on it right now.

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use knarr_cas::Hasher;
-use knarr_layer::tar::{self, Member};
+use knarr_layer::TarWriter;
 use knarr_spec::image::{Descriptor, Index, media_type};
 use knarr_spec::{Digest, Reference};
 use serde::Serialize;
 
-use crate::load::plain_manifest;
+use crate::load::{member, plain_manifest};
 use crate::record::platform_of;
 use crate::store::Named;
 use crate::{Error, Hold, Image, Result, SaveFormat, Store};
@@ -18,10 +18,10 @@ use crate::{Error, Hold, Image, Result, SaveFormat, Store};
 /// An entry of a docker-archive's manifest.json.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct DockerImage {
-    config: String,
-    repo_tags: Vec<String>,
-    layers: Vec<String>,
+pub(crate) struct DockerImage {
+    pub(crate) config: String,
+    pub(crate) repo_tags: Vec<String>,
+    pub(crate) layers: Vec<String>,
 }
 
 /// An image to be saved, kept from removal.
@@ -56,15 +56,19 @@ impl Store {
             }
         }
         let mut archive = Archive {
-            out,
+            writer: TarWriter::new(out),
             written: BTreeSet::new(),
         };
         match format {
             SaveFormat::Docker => self.save_docker(&chosen, &mut archive)?,
             SaveFormat::Oci => self.save_oci(&chosen, &mut archive)?,
         }
-        archive.out.write_all(&tar::TRAILER).map_err(Error::Write)?;
-        archive.out.flush().map_err(Error::Write)
+        archive.writer.finish().map_err(of_the_writer)?;
+        for Chosen { image, names, .. } in &chosen {
+            let name = names.first().map(Reference::familiar);
+            self.announce.image("save", image.id, name);
+        }
+        Ok(())
     }
 
     fn save_docker(&self, chosen: &[Chosen], archive: &mut Archive<'_>) -> Result<()> {
@@ -96,11 +100,11 @@ impl Store {
             let tars = self.tars(image)?;
             let manifest = plain_manifest(&config, tars.iter().copied()).map_err(unwritable)?;
             let digest = Hasher::digest(&manifest);
-            archive.bytes(&blob(image.id.digest()), &config)?;
-            archive.bytes(&blob(digest), &manifest)?;
+            archive.bytes(&member(image.id.digest()), &config)?;
+            archive.bytes(&member(digest), &manifest)?;
             for (id, (diff_id, _)) in image.layers.iter().zip(&tars) {
                 let tar = self.layers.path(id).join(knarr_layer::store::TAR);
-                archive.file(&blob(*diff_id), &tar)?;
+                archive.file(&member(*diff_id), &tar)?;
             }
             let named = |name: Option<&Reference>| Descriptor {
                 media_type: media_type::OCI_MANIFEST.to_owned(),
@@ -145,17 +149,13 @@ impl Store {
     }
 }
 
-fn blob(digest: Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
-fn unwritable(error: serde_json::Error) -> Error {
+pub(crate) fn unwritable(error: serde_json::Error) -> Error {
     Error::Write(io::Error::other(error))
 }
 
 /// A tar being written; a name is written once.
 struct Archive<'a> {
-    out: &'a mut dyn Write,
+    writer: TarWriter<&'a mut dyn Write>,
     written: BTreeSet<String>,
 }
 
@@ -165,35 +165,29 @@ impl Archive<'_> {
         self.bytes(name, &bytes)
     }
 
-    fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.member(name, bytes.len() as u64, &mut &bytes[..])
+    fn bytes(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        if self.written.insert(name.to_owned()) {
+            let size = bytes.len() as u64;
+            let written = self.writer.file(name, &mut bytes, size);
+            written.map_err(of_the_writer)?;
+        }
+        Ok(())
     }
 
     fn file(&mut self, name: &str, path: &std::path::Path) -> Result<()> {
-        let mut file = File::from(knarr_fs::open_read(path)?);
-        let size = file.metadata().map_err(Error::Write)?.len();
-        self.member(name, size, &mut file)
+        if self.written.insert(name.to_owned()) {
+            let mut file = File::from(knarr_fs::open_read(path)?);
+            let written = self.writer.copy(name, &mut file, path);
+            written.map_err(of_the_writer)?;
+        }
+        Ok(())
     }
+}
 
-    fn member(&mut self, name: &str, size: u64, content: &mut dyn io::Read) -> Result<()> {
-        if !self.written.insert(name.to_owned()) {
-            return Ok(());
-        }
-        let header = tar::encode(&Member {
-            path: name.as_bytes().to_vec(),
-            mode: 0o644,
-            size,
-            data_size: size,
-            ..Member::default()
-        })
-        .map_err(|error| Error::Write(io::Error::other(error)))?;
-        self.out.write_all(&header).map_err(Error::Write)?;
-        let copied = io::copy(content, self.out).map_err(Error::Write)?;
-        if copied != size {
-            return Err(Error::Write(io::Error::other(format!(
-                "{name} has {copied} bytes instead of {size}"
-            ))));
-        }
-        self.out.write_all(tar::padding(size)).map_err(Error::Write)
+/// What goes wrong with the archive is the archive's, not a layer's.
+pub(crate) fn of_the_writer(error: knarr_layer::Error) -> Error {
+    match error {
+        knarr_layer::Error::Output(cause) => Error::Write(cause),
+        error => Error::LayerStore(error),
     }
 }

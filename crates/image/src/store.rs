@@ -3,10 +3,11 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use knarr_fs::{Lock, Trash, failpoint};
+use knarr_fs::{Durability, Lock, Trash, failpoint};
 use knarr_spec::manifest::DOCUMENT_LIMIT;
 use knarr_spec::{Digest, Platform, Reference};
 
+use crate::announce::Announce;
 use crate::assemble::{Assembled, Context};
 use crate::names::{AllNames, Names};
 use crate::record::{NewRecord, Record, Records};
@@ -21,6 +22,7 @@ pub struct Store {
     pub(crate) layers: knarr_layer::Store,
     pub(crate) names: Names,
     pub(crate) records: Records,
+    pub(crate) announce: Announce,
 }
 
 /// Keeps an image from being removed while it lives (a shared `flock` in the image's folder).
@@ -150,7 +152,18 @@ impl Store {
             layers: knarr_layer::Store::open(data_root),
             names: Names::below(data_root),
             records: Records::below(data_root),
+            announce: Announce::default(),
         })
+    }
+
+    /// Has `tell` called with everything that happens to images: the action, the image's id (or a
+    /// name, of `pull` and `push`), and the name in question.
+    #[must_use]
+    pub fn announcing(self, tell: impl Fn(&str, &str, &str) + Send + Sync + 'static) -> Self {
+        Self {
+            announce: Announce::to(tell),
+            ..self
+        }
     }
 
     /// The layers.
@@ -310,7 +323,39 @@ impl Store {
         }
         let (image, _hold) = self.resolve_and_hold(source)?;
         let lock = self.names.lock()?;
-        self.names.write(&lock, target, image.id)
+        self.names.write(&lock, target, image.id)?;
+        self.announce
+            .image("tag", image.id, Some(target.familiar()));
+        Ok(())
+    }
+
+    /// `untag`: takes names away from an image, all of them where `targets` is empty. The image
+    /// stays. Gives the names that went.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve); [`Error::NotItsName`] before any name is taken.
+    pub fn untag(&self, source: &str, targets: &[Reference]) -> Result<Vec<Reference>> {
+        let (image, _hold) = self.resolve_and_hold(source)?;
+        let lock = self.names.lock()?;
+        let all = self.names.all()?;
+        let names: Vec<Reference> = all.of(image.id).cloned().collect();
+        if let Some(other) = targets.iter().find(|target| !names.contains(target)) {
+            return Err(Error::NotItsName {
+                name: Box::new(other.clone()),
+                id: image.id,
+            });
+        }
+        let gone = if targets.is_empty() {
+            names
+        } else {
+            targets.to_vec()
+        };
+        for name in &gone {
+            self.names.remove(&lock, name, Durability::Durable)?;
+            self.announce
+                .image("untag", image.id, Some(name.familiar()));
+        }
+        Ok(gone)
     }
 
     /// Deletes what removals left in the trash. Takes as long as deleting takes: call it after the

@@ -170,12 +170,12 @@ fn is_directory(stat: &Stat) -> bool {
 }
 
 /// overlayfs hides a name of a lower layer by a character device 0:0.
-fn is_whiteout(stat: &Stat) -> bool {
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
 /// overlayfs hides all that lower layers have in a folder by an attribute.
-fn is_opaque(directory: &Inode) -> Result<bool> {
+pub(crate) fn is_opaque(directory: &Inode) -> Result<bool> {
     let marks = directory.xattrs(|name| name == b"trusted.overlay.opaque")?;
     Ok(marks.iter().any(|(_, value)| value == b"y"))
 }

@@ -69,6 +69,9 @@ pub enum Error {
     /// `KNARR_DRIVER` names no driver.
     #[error("KNARR_DRIVER cannot be followed")]
     UnknownDriver(#[source] driver::NoSuchDriver),
+    /// An archive could not be written to where it goes.
+    #[error("cannot write the archive")]
+    Output(#[source] std::io::Error),
     /// A file operation failed.
     #[error(transparent)]
     Fs(#[from] knarr_fs::Error),
@@ -123,6 +126,10 @@ impl Explain for Error {
             Self::NotPrepared(_) => Class::NotFound,
             Self::NoDriver { .. } => Class::Unsupported,
             Self::UnknownDriver(_) | Self::HostNeedsUserns => Class::Invalid,
+            Self::Output(cause) => match cause.kind() {
+                std::io::ErrorKind::StorageFull => Class::Exhausted,
+                _ => Class::Unavailable,
+            },
             Self::Fs(error) => error.class(),
         }
     }
@@ -140,6 +147,7 @@ impl Explain for Error {
             Self::NoDriver { .. } => "no-layer-driver",
             Self::HostNeedsUserns => "host-needs-userns",
             Self::UnknownDriver(_) => "unknown-layer-driver",
+            Self::Output(_) => "archive-not-written",
             Self::Fs(error) => error.code(),
         }
     }
@@ -171,7 +179,7 @@ impl Explain for Error {
                 driver::Driver::ALL.map(driver::Driver::name).join(", ")
             )),
             Self::Fs(error) => error.hint(),
-            Self::Tar(_) | Self::Tree(_) | Self::Erofs(_) => None,
+            Self::Tar(_) | Self::Tree(_) | Self::Erofs(_) | Self::Output(_) => None,
         }
     }
 }

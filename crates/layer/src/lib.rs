@@ -9,6 +9,7 @@
 //!                           index.erofs   inodes, directories, xattrs; file data = block numbers in layer.tar
 //!                           layer.json    what it is (versioned)
 //!                           tree/         only where the overlay driver unpacked it
+//! <data>/layers/damaged/<id>/             set aside by a check
 //! <data>/layers/.tmp-<random>/            an ingest in flight, which holds the folder with flock(2)
 //! ```
 //!
@@ -35,6 +36,7 @@
 //! the same index, bit for bit.
 
 mod changes;
+mod diff;
 pub mod driver;
 pub mod erofs;
 mod error;
@@ -44,6 +46,7 @@ mod host;
 mod ingest;
 mod lower;
 mod mount;
+mod pack;
 mod private;
 mod rootfs;
 pub mod store;
@@ -52,11 +55,13 @@ pub mod tree;
 mod volume;
 
 pub use changes::{Change, ChangeKind, changes};
+pub use diff::diff;
 pub use driver::{Driver, Snapshotter};
 pub use error::{Error, Result};
 pub use holder::sweep_holders;
 pub use ingest::Ingest;
 pub use mount::{HeldLayer, Mounted, mount, userns};
+pub use pack::TarWriter;
 pub use rootfs::{Base, IdMap, LayerPaths, Rootfs, Upper};
 pub use store::{Contents, Layer, LayerId, Store};
 pub use volume::copy_up;

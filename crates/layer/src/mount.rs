@@ -42,6 +42,17 @@ pub struct Mounted {
     pub held: Vec<HeldLayer>,
 }
 
+impl Mounted {
+    /// Attaches the root to a folder in the caller's mount namespace. The kernel keeps what it is
+    /// made of; this process lends the layers to nobody any more.
+    ///
+    /// # Errors
+    /// As move_mount(2).
+    pub fn attach(self, path: &Path) -> Result<()> {
+        filesystem::attach(self.root.as_fd(), CWD, path, &path.display())
+    }
+}
+
 /// A layer that this process has open and, if it is a mount, lends to others.
 #[derive(Debug)]
 pub struct HeldLayer {

@@ -23,6 +23,8 @@ pub const TAR: &str = "layer.tar";
 pub const INDEX: &str = "index.erofs";
 /// The name of the description in a layer's folder.
 pub const MANIFEST: &str = "layer.json";
+/// The folder of layers that were set aside.
+pub const DAMAGED: &str = "damaged";
 /// The name of the unpacked tree that the overlay driver adds.
 pub const TREE: &str = "tree";
 
@@ -296,6 +298,26 @@ impl Store {
             ))),
             Err(error) => Err(damaged(error.to_string())),
         }
+    }
+
+    /// Moves a damaged layer out of the way, as evidence: `layers/damaged/<hex>`, in the place of
+    /// an earlier one. Mounts of it live on. Gives where it is.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed.
+    pub fn set_aside(&self, id: &LayerId) -> Result<PathBuf> {
+        let damaged = self.folder.join(DAMAGED);
+        knarr_fs::create_dir_all(&damaged)?;
+        let aside = damaged.join(id.digest().hex());
+        self.trash.throw(&aside)?;
+        knarr_fs::rename_durable(&self.path(id), &aside)?;
+        Ok(aside)
+    }
+
+    /// Whether a temporary folder of that name is an ingest in flight.
+    pub fn is_held(&self, name: &str) -> bool {
+        let folder = self.folder.join(name);
+        folder.is_dir() && matches!(hold(&folder), Ok(None))
     }
 
     /// Removes what killed ingests left behind, that is temporary folders that nobody holds;

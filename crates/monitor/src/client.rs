@@ -513,6 +513,14 @@ impl Connection {
         self.done(Call::Unpause)
     }
 
+    /// Freezes all processes until this connection is dropped, by a killed caller too.
+    ///
+    /// # Errors
+    /// As [`Connection::call`]; where it is paused already, a report with the code `already-paused`.
+    pub fn hold(&mut self) -> Result<()> {
+        self.done(Call::Hold)
+    }
+
     /// Replaces the restart policy.
     ///
     /// # Errors

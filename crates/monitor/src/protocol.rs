@@ -54,6 +54,8 @@ pub enum Call {
     Pause,
     /// Let them go on.
     Unpause,
+    /// Freeze all processes for as long as this connection stays open, whoever ends it.
+    Hold,
     /// Answered by [`Answer::State`].
     Status,
     /// Run one more process in the container, as a child of the monitor; answered by
@@ -180,6 +182,7 @@ mod tests {
             ),
             (Call::Pause, r#""pause""#),
             (Call::Unpause, r#""unpause""#),
+            (Call::Hold, r#""hold""#),
             (Call::Status, r#""status""#),
             (
                 Call::Update {

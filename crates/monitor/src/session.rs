@@ -34,6 +34,8 @@ pub(crate) enum Role {
     Attached(Streams),
     /// It wants to hear of the next end.
     Waiting,
+    /// The container is frozen until it goes.
+    Holding,
     /// It has been answered; what is queued is sent, then it is done.
     Leaving,
 }
@@ -262,12 +264,12 @@ impl Client {
             Role::Asking { .. } => true,
             Role::Attached(_) => self.feeds() && feed,
             // Only to see it go.
-            Role::Waiting | Role::Leaving => false,
+            Role::Waiting | Role::Holding | Role::Leaving => false,
         };
         if reads {
             wanted |= EventFlags::IN;
         }
-        if matches!(self.role, Role::Waiting) {
+        if matches!(self.role, Role::Waiting | Role::Holding) {
             wanted |= EventFlags::RDHUP;
         }
         if self.queued() > 0 {

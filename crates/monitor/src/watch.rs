@@ -416,18 +416,24 @@ impl Watch {
         let feed = self.takes_input();
         let epoll = self.epoll.as_fd();
         let mut left_feeding = false;
+        let mut let_go = false;
         let before = self.clients.len();
         self.clients.retain(|token, client| {
             let done = matches!(client.role, Role::Leaving) && client.queued() == 0;
             let gone = client.gone && !client.feeds();
             if done || gone || client.update_interest(epoll, *token, feed).is_err() {
                 left_feeding |= matches!(client.role, Role::Attached(streams) if streams.stdin);
+                let_go |= matches!(client.role, Role::Holding);
                 return false;
             }
             true
         });
         if left_feeding {
             self.input_ended();
+        }
+        if let_go {
+            // Whom it could be told is gone; `unpause` does the same again.
+            self.thaw().ok();
         }
         if self.clients.len() < before {
             self.relax_at = Some(Instant::now() + RELAX);

@@ -17,7 +17,7 @@ pub(super) static COMMAND: Command = Command {
     names: &["create", "container create"],
     usage: "[OPTIONS] IMAGE [COMMAND] [ARG...]",
     about: "Create a new container",
-    flags: &[flags::CREATE, flags::REGISTRY],
+    flags: &[flags::CREATE, flags::LIMITS, flags::REGISTRY],
     arguments: Arguments::AtLeast(1),
     interspersed: false,
     exits: Exits::Run,

@@ -33,7 +33,7 @@ pub(super) static COMMAND: Command = Command {
     ..USUAL
 };
 
-const TITLES: &[(&str, &str)] = &[
+pub(super) const TITLES: &[(&str, &str)] = &[
     ("Containers", "CONTAINERS"),
     ("CreatedAt", "CREATED AT"),
     ("CreatedSince", "CREATED"),
@@ -113,6 +113,12 @@ fn id(listed: &Listed, long: bool) -> String {
     } else {
         listed.image.id.short()
     }
+}
+
+/// The rows of one image, one per name.
+pub(super) fn rows(listed: &Listed, digests: bool, long: bool) -> Vec<Value> {
+    let names = all_names(listed, digests);
+    names.iter().map(|name| row(listed, name, long)).collect()
 }
 
 /// Repository, tag and digest of a row.

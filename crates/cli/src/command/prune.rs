@@ -2,15 +2,14 @@
 
 use std::io::BufRead;
 
-use knarr_diag::{Class, Explain};
-use knarr_engine::Pruned;
+use knarr_engine::{Filters, Pruned};
 
 use super::{Call, Command, USUAL, ps, trash};
 use crate::failure::{Failure, Result};
-use crate::flag::Flag;
-use crate::{output, units};
+use crate::flag::{Flag, Parsed};
+use crate::{output, time, units};
 
-const FORCE: Flag = Flag::switch("force", "Do not prompt for confirmation").short('f');
+pub(super) const FORCE: Flag = Flag::switch("force", "Do not prompt for confirmation").short('f');
 
 pub(super) static CONTAINERS: Command = Command {
     names: &["container prune"],
@@ -28,7 +27,7 @@ pub(super) static CONTAINERS: Command = Command {
         if !confirmed(call, "This will remove all stopped containers.")? {
             return Ok(0);
         }
-        let pruned = call.engine()?.prune(&ps::filters(&call.line)?)?;
+        let pruned = call.engine()?.prune(&filters(&call.line)?)?;
         tell("Deleted Containers:", &pruned)
     },
     ..USUAL
@@ -41,7 +40,11 @@ pub(super) static IMAGES: Command = Command {
     flags: &[&[
         Flag::switch("all", "Remove all unused images, not just dangling ones").short('a'),
         FORCE,
-        Flag::with("filter", "filter", "").refused("all unused images are removed, or none"),
+        Flag::with(
+            "filter",
+            "filter",
+            "Provide filter values (e.g. \"until=<timestamp>\")",
+        ),
     ]],
     run: images,
     ..USUAL
@@ -58,40 +61,20 @@ fn images(call: &Call<'_>) -> Result<u8> {
         return Ok(0);
     }
     let engine = call.engine()?;
-    let mut pruned = Pruned::default();
-    for listed in engine.images().list()?.images {
-        if !all && !listed.tags.is_empty() {
-            continue;
-        }
-        let mut names: Vec<String> = listed.tags.iter().map(ToString::to_string).collect();
-        if names.is_empty() {
-            names.push(listed.image.id.to_string());
-        }
-        let mut gone = false;
-        for name in names {
-            match engine.remove_image(&name, false) {
-                Ok(removed) => {
-                    gone |= removed
-                        .iter()
-                        .any(|r| matches!(r, knarr_engine::image::Removed::Image(_)));
-                    pruned.removed.extend(removed.iter().map(|line| {
-                        let line = line.to_string();
-                        line.replace("Untagged:", "untagged:")
-                            .replace("Deleted:", "deleted:")
-                    }));
-                }
-                // A container needs it; that is what "unused" leaves alone.
-                Err(error) if error.class() == Class::Busy => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if gone {
-            pruned.bytes += listed.image.size;
-        }
-    }
+    let pruned = engine.prune_images(all, &filters(&call.line)?)?;
     let told = tell("Deleted Images:", &pruned);
     trash::empty_later(&engine);
     told
+}
+
+/// `--filter`, moments as the engine takes them.
+pub(super) fn filters(line: &Parsed) -> Result<Filters> {
+    let mut filters = ps::filters(line)?;
+    for until in filters.0.get_mut("until").into_iter().flatten() {
+        let moment = time::moment(until, time::now()).map_err(Failure::invalid)?;
+        *until = time::rfc3339_nano(moment);
+    }
+    Ok(filters)
 }
 
 /// Asks, unless `--force` answers.

@@ -50,7 +50,7 @@ pub(super) const FORMAT: &str = "Format output using a custom template:\n\
     'json':             Print in JSON format\n\
     'TEMPLATE':         Print output using the given Go template";
 
-const TITLES: &[(&str, &str)] = &[
+pub(super) const TITLES: &[(&str, &str)] = &[
     ("Command", "COMMAND"),
     ("CreatedAt", "CREATED AT"),
     ("ID", "CONTAINER ID"),
@@ -148,7 +148,7 @@ fn id(container: &Summary, long: bool) -> String {
     .to_owned()
 }
 
-fn row(container: &Summary, long: bool) -> Value {
+pub(super) fn row(container: &Summary, long: bool) -> Value {
     // As Docker: what has a blank in it is in single quotes.
     let words: Vec<String> = container
         .command

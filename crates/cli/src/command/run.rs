@@ -13,7 +13,7 @@ pub(super) static COMMAND: Command = Command {
     names: &["run", "container run"],
     usage: "[OPTIONS] IMAGE [COMMAND] [ARG...]",
     about: "Create and run a new container from an image",
-    flags: &[flags::RUN, flags::CREATE, flags::REGISTRY],
+    flags: &[flags::RUN, flags::CREATE, flags::LIMITS, flags::REGISTRY],
     arguments: Arguments::AtLeast(1),
     interspersed: false,
     exits: Exits::Run,

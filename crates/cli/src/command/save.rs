@@ -41,16 +41,27 @@ fn run(call: &Call<'_>) -> Result<u8> {
     };
     let engine = call.engine()?;
     let names = &call.line.args;
+    to_output(call, "save", |out| {
+        Ok(engine.images().save(names, format, out)?)
+    })
+}
+
+/// Writes to the file that `--output` names, else to standard output unless that is a terminal.
+pub(super) fn to_output(
+    call: &Call<'_>,
+    verb: &str,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<u8> {
     let path = call.line.text("output");
-    if path.is_empty() {
+    if path.is_empty() || path == "-" {
         if terminal::is_terminal(std::io::stdout()) {
-            return Err(Failure::invalid(
-                "cowardly refusing to save to a terminal. Use the -o flag or redirect",
-            ));
+            return Err(Failure::invalid(format!(
+                "cowardly refusing to {verb} to a terminal. Use the -o flag or redirect"
+            )));
         }
         let mut out = output::Stream::default();
-        let saved = engine.images().save(names, format, &mut out);
-        return out.finish(saved);
+        let written = write(&mut out);
+        return out.finish(written);
     }
     // Beside its final name, so that a half-written archive is never taken for a whole one.
     let temporary = format!("{path}.tmp-{}", std::process::id());
@@ -58,15 +69,11 @@ fn run(call: &Call<'_>) -> Result<u8> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, &temporary, flags, Mode::from_raw_mode(0o600));
     let mut file = std::fs::File::from(file.map_err(|errno| failed(errno.into()))?);
-    let saved = engine
-        .images()
-        .save(names, format, &mut file)
-        .map_err(Failure::from)
-        .and_then(|()| file.flush().map_err(failed))
+    let written = write(&mut file)
         .and_then(|()| rustix::fs::rename(&temporary, path).map_err(|errno| failed(errno.into())));
-    if saved.is_err() {
+    if written.is_err() {
         // The failure is what matters; the rest is tidiness.
         rustix::fs::unlink(&temporary).ok();
     }
-    saved.map(|()| 0)
+    written.map(|()| 0)
 }

@@ -10,19 +10,9 @@ static COMMANDS: &[(&str, &str)] = &[
     ("builder", BUILD),
     ("buildx", BUILD),
     ("checkpoint", "stop and start the container instead"),
-    (
-        "commit",
-        "write what changed with `knarr cp` and `knarr diff`",
-    ),
     ("compose", "start the services one by one with `knarr run`"),
     ("config", NO_SWARM),
     ("context", "Knarr has no daemon to connect to"),
-    ("events", "poll with `knarr ps`, or wait with `knarr wait`"),
-    ("export", "copy its files with `knarr cp CONTAINER:/ -`"),
-    (
-        "history",
-        "its history is in the configuration: `knarr save` the image and look there",
-    ),
     (
         "login",
         "write the credentials with another tool to ~/.docker/config.json, or pull with --creds",
@@ -43,38 +33,12 @@ static COMMANDS: &[(&str, &str)] = &[
     ("stack", NO_SWARM),
     ("swarm", NO_SWARM),
     ("trust", "pull by digest: `knarr pull NAME@sha256:…`"),
-    ("update", "create the container again with the new limits"),
-    (
-        "container commit",
-        "write what changed with `knarr cp` and `knarr diff`",
-    ),
-    (
-        "container export",
-        "copy its files with `knarr cp CONTAINER:/ -`",
-    ),
     (
         "container port",
         "ports are not published until networks exist",
     ),
-    (
-        "container update",
-        "create the container again with the new limits",
-    ),
     ("image build", BUILD),
-    (
-        "image history",
-        "its history is in the configuration: `knarr save` the image and look there",
-    ),
     ("image push", REGISTRY),
-    ("system df", "look at the folder with du(1)"),
-    (
-        "system events",
-        "poll with `knarr ps`, or wait with `knarr wait`",
-    ),
-    (
-        "system prune",
-        "use `knarr container prune`, `knarr image prune` and `knarr volume prune`",
-    ),
     ("volume update", NO_SWARM),
 ];
 

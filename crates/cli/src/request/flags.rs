@@ -44,6 +44,65 @@ pub(crate) const RUN: &[Flag] = &[
     Flag::switch("sig-proxy", "Proxy received signals to the process").default("true"),
 ];
 
+/// What both can say and `update` can change.
+pub(crate) const LIMITS: &[Flag] = &[
+    Flag::with(
+        "blkio-weight",
+        "uint16",
+        "Block IO (relative weight), between 10 and 1000, or 0 to disable",
+    )
+    .default("0")
+    .checked(value::uint16),
+    Flag::with(
+        "cpu-period",
+        "int",
+        "Limit CPU CFS (Completely Fair Scheduler) period",
+    )
+    .checked(value::int),
+    Flag::with(
+        "cpu-quota",
+        "int",
+        "Limit CPU CFS (Completely Fair Scheduler) quota",
+    )
+    .checked(value::int),
+    Flag::with("cpu-shares", "int", "CPU shares (relative weight)")
+        .short('c')
+        .checked(value::int),
+    Flag::with("cpus", "decimal", "Number of CPUs").checked(value::cpus),
+    Flag::with(
+        "cpuset-cpus",
+        "string",
+        "CPUs in which to allow execution (0-3, 0,1)",
+    ),
+    Flag::with(
+        "cpuset-mems",
+        "string",
+        "MEMs in which to allow execution (0-3, 0,1)",
+    ),
+    Flag::with("memory", "bytes", "Memory limit")
+        .short('m')
+        .checked(value::bytes),
+    Flag::with("memory-reservation", "bytes", "Memory soft limit").checked(value::bytes),
+    Flag::with(
+        "memory-swap",
+        "bytes",
+        "Swap limit equal to memory plus swap: '-1' to enable unlimited swap",
+    )
+    .checked(value::swap),
+    Flag::with(
+        "pids-limit",
+        "int",
+        "Tune container pids limit (set -1 for unlimited)",
+    )
+    .checked(value::int),
+    Flag::with(
+        "restart",
+        "string",
+        "Restart policy to apply when a container exits",
+    )
+    .default("\"no\""),
+];
+
 /// The flags of both.
 pub(crate) const CREATE: &[Flag] = &[
     Flag::with(
@@ -61,13 +120,6 @@ pub(crate) const CREATE: &[Flag] = &[
     Flag::with("attach", "list", "Attach to STDIN, STDOUT or STDERR")
         .short('a')
         .checked(value::stream),
-    Flag::with(
-        "blkio-weight",
-        "uint16",
-        "Block IO (relative weight), between 10 and 1000, or 0 to disable",
-    )
-    .default("0")
-    .checked(value::uint16),
     Flag::with("blkio-weight-device", "list", "").refused(NO_BLOCK_LIMITS),
     Flag::with("cap-add", "list", "Add Linux capabilities"),
     Flag::with("cap-drop", "list", "Drop Linux capabilities"),
@@ -84,34 +136,8 @@ pub(crate) const CREATE: &[Flag] = &[
     Flag::with("cidfile", "string", "Write the container ID to the file"),
     Flag::with("cpu-count", "int", "").refused(WINDOWS),
     Flag::with("cpu-percent", "int", "").refused(WINDOWS),
-    Flag::with(
-        "cpu-period",
-        "int",
-        "Limit CPU CFS (Completely Fair Scheduler) period",
-    )
-    .checked(value::int),
-    Flag::with(
-        "cpu-quota",
-        "int",
-        "Limit CPU CFS (Completely Fair Scheduler) quota",
-    )
-    .checked(value::int),
     Flag::with("cpu-rt-period", "int", "").refused(NO_REALTIME),
     Flag::with("cpu-rt-runtime", "int", "").refused(NO_REALTIME),
-    Flag::with("cpu-shares", "int", "CPU shares (relative weight)")
-        .short('c')
-        .checked(value::int),
-    Flag::with("cpus", "decimal", "Number of CPUs").checked(value::cpus),
-    Flag::with(
-        "cpuset-cpus",
-        "string",
-        "CPUs in which to allow execution (0-3, 0,1)",
-    ),
-    Flag::with(
-        "cpuset-mems",
-        "string",
-        "MEMs in which to allow execution (0-3, 0,1)",
-    ),
     Flag::with("device", "list", "Add a host device to the container").checked(parts::device_check),
     Flag::with(
         "device-cgroup-rule",
@@ -185,16 +211,6 @@ pub(crate) const CREATE: &[Flag] = &[
     ),
     Flag::with("log-opt", "list", "Log driver options"),
     Flag::with("mac-address", "string", "").refused(NO_NETWORKS),
-    Flag::with("memory", "bytes", "Memory limit")
-        .short('m')
-        .checked(value::bytes),
-    Flag::with("memory-reservation", "bytes", "Memory soft limit").checked(value::bytes),
-    Flag::with(
-        "memory-swap",
-        "bytes",
-        "Swap limit equal to memory plus swap: '-1' to enable unlimited swap",
-    )
-    .checked(value::swap),
     Flag::with(
         "memory-swappiness",
         "int",
@@ -230,12 +246,6 @@ pub(crate) const CREATE: &[Flag] = &[
     .checked(value::int),
     Flag::with("pid", "string", "PID namespace to use"),
     Flag::with(
-        "pids-limit",
-        "int",
-        "Tune container pids limit (set -1 for unlimited)",
-    )
-    .checked(value::int),
-    Flag::with(
         "platform",
         "string",
         "Set platform if the image is for several",
@@ -256,12 +266,6 @@ pub(crate) const CREATE: &[Flag] = &[
         "read-only",
         "Mount the container's root filesystem as read only",
     ),
-    Flag::with(
-        "restart",
-        "string",
-        "Restart policy to apply when a container exits",
-    )
-    .default("\"no\""),
     Flag::switch(
         "rm",
         "Automatically remove the container and its associated anonymous volumes when it exits",

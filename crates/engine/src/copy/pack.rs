@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use knarr_fs::Inode;
-use knarr_layer::tar::{self, Kind, Member};
+use knarr_layer::TarWriter;
+use knarr_layer::tar::{Kind, Member};
 use knarr_layer::tree::Time;
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 
 use super::Place;
 use crate::{Error, Result};
@@ -32,10 +33,20 @@ const DEPTH: usize = 800;
 
 /// Writes a tar.
 pub(super) struct Packer<'a> {
-    out: &'a mut dyn Write,
+    writer: TarWriter<&'a mut dyn Write>,
     shift: u32,
+    mounts: Mounts,
     /// The first name of every file that has several.
     links: HashMap<(u64, u64), PathBuf>,
+}
+
+/// What becomes of mounts below what is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mounts {
+    /// They are packed, but for the kernel's own file systems.
+    Enter,
+    /// What they are mounted on is packed, empty, as the container's own file system has it.
+    Leave,
 }
 
 impl std::fmt::Debug for Packer<'_> {
@@ -48,10 +59,11 @@ impl std::fmt::Debug for Packer<'_> {
 
 impl<'a> Packer<'a> {
     /// `shift` is taken off all ids.
-    pub(super) fn new(out: &'a mut dyn Write, shift: u32) -> Self {
+    pub(super) fn new(out: &'a mut dyn Write, shift: u32, mounts: Mounts) -> Self {
         Self {
-            out,
+            writer: TarWriter::new(out),
             shift,
+            mounts,
             links: HashMap::new(),
         }
     }
@@ -76,14 +88,14 @@ impl<'a> Packer<'a> {
     }
 
     /// Ends the archive.
-    pub(super) fn finish(&mut self) -> Result<()> {
-        self.write(&tar::TRAILER)?;
-        self.out.flush().map_err(stream)
+    pub(super) fn finish(self) -> Result<()> {
+        self.writer.finish().map_err(of_the_writer)
     }
 
     fn entry(&mut self, inode: &Inode, name: &Path, depth: usize, whole: bool) -> Result<()> {
         let stat = inode.stat()?;
         let mut member = self.member(inode, &stat, name)?;
+        let covered = depth > 0 && self.mounts == Mounts::Leave && is_mount(inode)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 member.kind = Kind::Dir;
@@ -91,8 +103,12 @@ impl<'a> Packer<'a> {
                 if name != Path::new(".") {
                     self.header(&member)?;
                 }
+                if covered {
+                    return Ok(());
+                }
                 self.directory(inode, &stat, name, depth, whole)
             }
+            FileType::RegularFile if covered => self.header(&member),
             FileType::RegularFile => {
                 let id = (stat.st_dev, stat.st_ino);
                 if let Some(first) = self.links.get(&id) {
@@ -106,7 +122,10 @@ impl<'a> Packer<'a> {
                 member.size = u64::try_from(stat.st_size).unwrap_or_default();
                 let file = inode.reopen(OFlags::RDONLY | OFlags::NONBLOCK)?;
                 self.header(&member)?;
-                self.contents(file, member.size, inode.shown())
+                let mut file = std::fs::File::from(file);
+                self.writer
+                    .contents(&mut file, member.size, inode.shown())
+                    .map_err(of_the_writer)
             }
             FileType::Symlink => {
                 member.kind = Kind::Symlink;
@@ -158,7 +177,10 @@ impl<'a> Packer<'a> {
                 found => found?,
             };
             let below = found.stat()?;
-            if below.st_dev != stat.st_dev && kernels(found.as_fd(), &child, whole) {
+            if self.mounts == Mounts::Enter
+                && below.st_dev != stat.st_dev
+                && kernels(found.as_fd(), &child, whole)
+            {
                 continue;
             }
             let path = if name == Path::new(".") {
@@ -202,46 +224,25 @@ impl<'a> Packer<'a> {
     }
 
     fn header(&mut self, member: &Member) -> Result<()> {
-        let bytes = tar::encode(member).map_err(knarr_layer::Error::from)?;
-        self.write(&bytes)
-    }
-
-    /// Exactly `size` bytes, as the header says, whatever the file became meanwhile.
-    fn contents(&mut self, file: OwnedFd, size: u64, shown: &Path) -> Result<()> {
-        let mut file = std::fs::File::from(file).take(size);
-        let mut buffer = vec![0; 64 << 10];
-        let mut left = size;
-        while left > 0 {
-            let count = file
-                .read(&mut buffer)
-                .map_err(knarr_fs::Error::of_io("read", "read", shown))?;
-            if count == 0 {
-                buffer.fill(0);
-                while left > 0 {
-                    let zeros = usize::try_from(left)
-                        .unwrap_or(usize::MAX)
-                        .min(buffer.len());
-                    self.write(buffer.get(..zeros).unwrap_or_default())?;
-                    left = left.saturating_sub(u64::try_from(zeros).unwrap_or_default());
-                }
-                break;
-            }
-            self.write(buffer.get(..count).unwrap_or_default())?;
-            left = left.saturating_sub(u64::try_from(count).unwrap_or_default());
-        }
-        self.write(tar::padding(size))
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(stream)
+        self.writer.header(member).map_err(of_the_writer)
     }
 }
 
-fn stream(cause: std::io::Error) -> Error {
-    Error::Stream {
-        what: "the archive",
-        cause,
+fn of_the_writer(error: knarr_layer::Error) -> Error {
+    match error {
+        knarr_layer::Error::Output(cause) => Error::Stream {
+            what: "the archive",
+            cause,
+        },
+        error => error.into(),
     }
+}
+
+/// Whether something is mounted there (statx(2), Linux 5.8).
+fn is_mount(inode: &Inode) -> Result<bool> {
+    let stat = rustix::fs::statx(inode, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
+        .map_err(knarr_fs::Error::of("stat", "statx", inode.shown()))?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Whether a mount below is the kernel's: `/proc`, `/sys` and their like, and a whole container's

@@ -194,7 +194,7 @@ impl Watch {
                 Role::Waiting => {
                     client.answer_last(Answer::Ended(Box::new(self.state.clone())));
                 }
-                Role::Attached(_) => client.role = Role::Leaving,
+                Role::Attached(_) | Role::Holding => client.role = Role::Leaving,
                 Role::Asking { .. } | Role::Leaving => {}
             }
         }

@@ -89,7 +89,7 @@ impl Watch {
                 }
             },
             Role::Attached(_) => self.read_input(token),
-            Role::Waiting | Role::Leaving => {
+            Role::Waiting | Role::Holding | Role::Leaving => {
                 if flags.contains(EventFlags::RDHUP) {
                     client.hang_up();
                 }
@@ -154,6 +154,16 @@ impl Watch {
             Call::Signal { signal } => self.signal(signal).map(|()| Answer::Done),
             Call::Pause => self.pause().map(|()| Answer::Done),
             Call::Unpause => self.unpause().map(|()| Answer::Done),
+            Call::Hold => match self.pause() {
+                Ok(()) => {
+                    if let Some(client) = self.clients.get_mut(&token) {
+                        client.answer(Answer::Done);
+                        client.role = Role::Holding;
+                    }
+                    return;
+                }
+                Err(report) => Err(report),
+            },
             Call::Status => Ok(Answer::State(Box::new(self.state.clone()))),
             Call::Update { restart } => self.update(restart).map(|()| Answer::Done),
             Call::Exec { id, plan } => {
@@ -299,7 +309,7 @@ impl Watch {
     }
 
     /// Lets a paused container go on; any other one is fine.
-    fn thaw(&mut self) -> Result<(), Report> {
+    pub(super) fn thaw(&mut self) -> Result<(), Report> {
         if self.state.status != Status::Paused {
             return Ok(());
         }

@@ -1,0 +1,198 @@
+//! `image prune` and `system prune`; what is checked and repaired beside images.
+
+use std::collections::BTreeMap;
+
+use knarr_diag::{Class, Explain as _};
+use knarr_image::{Checked, Finding, LayerId, Listed, Outcome, Progress, PullOptions, Removed};
+
+use crate::list::label_matches;
+use crate::record::Record;
+use crate::{Engine, Error, Filters, Pruned, Result, time};
+
+/// What `system prune` removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SystemPruned {
+    /// Containers, by id.
+    pub containers: Vec<String>,
+    /// Volumes, by name.
+    pub volumes: Vec<String>,
+    /// Lines about images.
+    pub images: Vec<String>,
+    /// Bytes that are free now, or as soon as the trash is empty.
+    pub bytes: u64,
+}
+
+/// `label`, `label!` and `until`, understood.
+#[derive(Debug, Default)]
+pub(crate) struct PruneFilter {
+    labels: Vec<(bool, String)>,
+    /// Nanoseconds since 1970: only what was made before.
+    before: Option<i64>,
+    /// `dangling`, of images.
+    dangling: Option<bool>,
+}
+
+impl PruneFilter {
+    pub(crate) fn parse(filters: &Filters) -> Result<Self> {
+        let mut parsed = Self::default();
+        for (key, values) in &filters.0 {
+            for value in values {
+                let wrong = || Error::invalid(format!("invalid filter '{key}={value}'"));
+                match key.as_str() {
+                    "label" => parsed.labels.push((true, value.clone())),
+                    "label!" => parsed.labels.push((false, value.clone())),
+                    "until" => parsed.before = Some(time::parse(value).ok_or_else(wrong)?),
+                    "dangling" => {
+                        parsed.dangling = Some(match value.as_str() {
+                            "true" | "1" => true,
+                            "false" | "0" => false,
+                            _ => return Err(wrong()),
+                        });
+                    }
+                    _ => return Err(Error::invalid(format!("invalid filter '{key}'"))),
+                }
+            }
+        }
+        Ok(parsed)
+    }
+
+    pub(crate) fn keeps(&self, labels: &BTreeMap<String, String>, created: Option<i64>) -> bool {
+        let labelled = self
+            .labels
+            .iter()
+            .all(|(is, label)| label_matches(labels, label) == *is);
+        labelled
+            && self
+                .before
+                .is_none_or(|before| created.is_some_and(|created| created < before))
+    }
+}
+
+impl Engine {
+    pub(crate) fn prune_images_now(&self, all: bool, filters: &Filters) -> Result<Pruned> {
+        let filter = PruneFilter::parse(filters)?;
+        let all = filter.dangling.map_or(all, |dangling| !dangling);
+        let mut pruned = Pruned::default();
+        for listed in self.images().list()?.images {
+            let labels = listed.image.config.config.labels.clone();
+            let created = listed.image.config.created.as_deref();
+            let wanted = (all || listed.tags.is_empty())
+                && filter.keeps(&labels.unwrap_or_default(), created.and_then(time::parse));
+            if wanted {
+                self.prune_image(&listed, &mut pruned)?;
+            }
+        }
+        // What killed calls left goes along.
+        self.images().collect_garbage()?;
+        Ok(pruned)
+    }
+
+    fn prune_image(&self, listed: &Listed, pruned: &mut Pruned) -> Result<()> {
+        let sizes: BTreeMap<LayerId, u64> = listed
+            .image
+            .layers
+            .iter()
+            // A damaged one counts nothing.
+            .filter_map(|id| Some((*id, self.images().layers().load(id).ok()?.size)))
+            .collect();
+        // Used by a container: it keeps its names too.
+        if !self.image_users(listed.image.id).is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<String> = listed.tags.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            names.push(listed.image.id.to_string());
+        }
+        for name in names {
+            match self.remove_image(&name, false) {
+                Ok(removed) => {
+                    for line in removed {
+                        if let Removed::Layer(id) = &line {
+                            pruned.bytes += sizes.get(id).copied().unwrap_or_default();
+                        }
+                        let line = line.to_string();
+                        let line = line.replace("Untagged:", "untagged:");
+                        pruned.removed.push(line.replace("Deleted:", "deleted:"));
+                    }
+                }
+                // A container came that needs it, or another call was faster.
+                Err(error) if matches!(error.class(), Class::Busy | Class::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn prune_system_now(
+        &self,
+        all: bool,
+        volumes: bool,
+        filters: &Filters,
+    ) -> Result<SystemPruned> {
+        if volumes && filters.0.contains_key("until") {
+            return Err(Error::invalid(
+                "The \"until\" filter is not supported with \"--volumes\"",
+            ));
+        }
+        let mut pruned = SystemPruned::default();
+        let containers = self.prune(filters)?;
+        pruned.containers = containers.removed;
+        if volumes {
+            let volumes = self.volume_prune(false, filters)?;
+            pruned.volumes = volumes.removed;
+            pruned.bytes += volumes.bytes;
+        }
+        let images = self.prune_images(all, filters)?;
+        pruned.images = images.removed;
+        pruned.bytes += containers.bytes + images.bytes;
+        let aside = self.usage_now()?.set_aside;
+        self.images().forget_damaged()?;
+        pruned.bytes += aside;
+        Ok(pruned)
+    }
+
+    pub(crate) fn check_now(
+        &self,
+        repair: Option<&PullOptions>,
+        progress: &dyn Progress,
+    ) -> Result<Checked> {
+        let mut checked = self.images().check(repair, progress)?;
+        for id in self.ids()? {
+            if let Err(error @ (Error::Damaged { .. } | Error::Version { .. })) =
+                Record::load(self.settings(), &id)
+            {
+                checked.findings.push(Finding {
+                    object: format!("container {}", id.short()),
+                    what: error.to_string(),
+                    needed_by: Vec::new(),
+                    outcome: match repair {
+                        None => Outcome::Found,
+                        Some(_) => Outcome::Unrepaired(error.hint().unwrap_or_default()),
+                    },
+                });
+            }
+            // What a killed call left half-made is undone by looking at it.
+            if repair.is_some() && !self.exists(&id) {
+                self.undo(&id)?;
+            }
+        }
+        if repair.is_some() {
+            self.images().collect_garbage()?;
+            self.images().empty_trash()?;
+        }
+        for (path, bytes) in self.usage_now()?.unaccounted {
+            checked.findings.push(Finding {
+                object: path.display().to_string(),
+                what: format!("{bytes} bytes that belong to nothing"),
+                needed_by: Vec::new(),
+                outcome: match repair {
+                    None => Outcome::Found,
+                    Some(_) => Outcome::Unrepaired(
+                        "it is not Knarr's: look at it, and remove it by hand".to_owned(),
+                    ),
+                },
+            });
+        }
+        Ok(checked)
+    }
+}
