@@ -4,6 +4,7 @@
 //! - [`Knarr`] runs the built binaries on roots of its own and, when dropped, fails the test if a
 //!   process, cgroup, mount or folder is left that nobody owns.
 //! - [`fixture`] makes images once and keeps them in `target/fixtures`.
+//! - [`oci::Oci`] is `knarr-oci`, or a peer with the same command line, with bundles of its own.
 //! - [`Registry`] is Debian's `docker-registry` on a free loopback port.
 //! - [`eventually`] waits for a condition with a deadline; nothing here sleeps and hopes.
 //! - [`skip`] tells by name why a test cannot run here; `cargo x test` counts these lines and
@@ -12,6 +13,7 @@
 pub mod fixture;
 mod image;
 mod knarr;
+pub mod oci;
 mod registry;
 mod residue;
 mod wait;

@@ -56,6 +56,7 @@ pub(crate) const BENCH: &[Package] = &[
     ("docker.io", "/usr/sbin/dockerd"),
     ("containerd", "/usr/bin/containerd"),
     ("runc", "/usr/sbin/runc"),
+    ("crun", "/usr/bin/crun"),
     ("podman", "/usr/bin/podman"),
     ("conmon", "/usr/bin/conmon"),
     ("iproute2", "/usr/sbin/ip"),

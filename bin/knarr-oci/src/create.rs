@@ -8,7 +8,9 @@ use knarr_cgroup::{Cgroup, Layout, Mode as CgroupMode};
 use knarr_fs::Error as FsError;
 use knarr_runtime::process::Identity;
 use knarr_runtime::seal::{self, Executable};
-use knarr_runtime::{Begun, CgroupView, Extras, Launch, Plan, PlanOptions, Stdio, hook_plan};
+use knarr_runtime::{
+    Begun, Capability, CgroupView, Extras, Launch, Plan, PlanOptions, Stdio, hook_plan,
+};
 use knarr_spec::runtime::{Config, DeviceRule, Resources};
 use knarr_sys::Failure as SysFailure;
 use knarr_sys::mount::{Change, Propagation, mount_setattr};
@@ -23,6 +25,7 @@ use crate::command::Globals;
 use crate::container::{self, Container, Lock, OWN};
 use crate::failure::{Failure, Result};
 use crate::foreground::{self, Console};
+use crate::log::Log;
 use crate::state::{GATE, Phase, Record, VERSION};
 use crate::{clock, delete};
 
@@ -207,9 +210,10 @@ impl Preparation {
     }
 }
 
-fn prepare(globals: &Globals, request: &Request) -> Result<(Preparation, OwnedFd)> {
+fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, OwnedFd)> {
+    let mut config = load(&request.bundle)?;
     container::check_id(&request.id)?;
-    let config = load(&request.bundle)?;
+    grant(&mut config, &mut globals.log);
     let layout = Layout::detect()?;
     let seccomp = config
         .linux
@@ -297,6 +301,62 @@ fn load(bundle: &Path) -> Result<Config> {
         }
     }
     Ok(config)
+}
+
+/// Takes out the capabilities that cannot be given: "runtimes SHOULD NOT fail if the container
+/// configuration requests capabilities that cannot be granted" (config.md), they warn.
+fn grant(config: &mut Config, log: &mut Log) {
+    let new_user_namespace = config.linux.as_ref().is_some_and(|linux| {
+        linux
+            .namespaces
+            .iter()
+            .any(|namespace| namespace.kind == "user")
+    });
+    let Some(sets) = config
+        .process
+        .as_mut()
+        .and_then(|process| process.capabilities.as_mut())
+    else {
+        return;
+    };
+    let all = u64::MAX;
+    let own = if new_user_namespace {
+        all
+    } else {
+        rustix::thread::capabilities(None).map_or(all, |sets| sets.permitted.bits())
+    };
+    let mut refused = std::collections::BTreeSet::new();
+    for set in [
+        &mut sets.bounding,
+        &mut sets.effective,
+        &mut sets.permitted,
+        &mut sets.inheritable,
+        &mut sets.ambient,
+    ] {
+        set.retain(|name| {
+            let granted = Capability::parse(name).is_some_and(|one| own & one.bit() != 0);
+            if !granted {
+                refused.insert(name.clone());
+            }
+            granted
+        });
+    }
+    // The kernel asks for both before it makes one ambient (capabilities(7)).
+    let (permitted, inheritable) = (&sets.permitted, &sets.inheritable);
+    sets.ambient.retain(|name| {
+        let granted = permitted.contains(name) && inheritable.contains(name);
+        if !granted {
+            refused.insert(format!("{name} (ambient)"));
+        }
+        granted
+    });
+    if !refused.is_empty() {
+        let names: Vec<&str> = refused.iter().map(String::as_str).collect();
+        log.warning(&format!(
+            "capabilities that cannot be granted are left out: {}",
+            names.join(" ")
+        ));
+    }
 }
 
 /// What mounts of cgroups show.
@@ -517,7 +577,8 @@ impl Made {
         .map_err(|error| Failure::from(error).during("unable to start container process"))?;
         knarr_fs::failpoint!("oci.begun");
         if let Some(cgroup) = &self.cgroup {
-            join(cgroup, &preparation.layout, begun.pid())?;
+            // Engines read a container's numbers in v1 hierarchies by its process.
+            cgroup.join_all(begun.pid())?;
         }
         begun.joined()?;
         Ok(begun)
@@ -557,20 +618,4 @@ pub(crate) fn gate_address(folder: &OwnedFd) -> Result<SocketAddrUnix> {
     use std::os::fd::AsRawFd as _;
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{GATE}", folder.as_raw_fd()))
         .map_err(|errno| Failure::new(format!("gate: {errno}")))
-}
-
-/// Moves a process that does not run yet into the v1 hierarchies that limit and count it: engines
-/// read a container's numbers there by its process.
-pub(crate) fn join(
-    cgroup: &Cgroup,
-    layout: &Layout,
-    pid: rustix::process::Pid,
-) -> std::result::Result<(), knarr_cgroup::Error> {
-    if layout.mode() == CgroupMode::Unified {
-        return Ok(());
-    }
-    if cgroup.needs_join() {
-        cgroup.join_limits(pid)?;
-    }
-    cgroup.join_stats()
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
-use knarr_cgroup::{Cgroup, Layout};
+use knarr_cgroup::Cgroup;
 use knarr_runtime::{
     Capability, CapabilitySets, ConsoleSize, ExecExtras, ExecPlan, ProcessPlan, Stdio, Target,
     UserPlan, exec_then,
@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use crate::args::Parsed;
 use crate::command::Globals;
 use crate::container::{Container, Status};
-use crate::create::{absolute, check_open, join, seal_self, write_pid_file};
+use crate::create::{absolute, check_open, seal_self, write_pid_file};
 use crate::failure::{Failure, Result};
 use crate::foreground::{self, Console};
 
@@ -97,7 +97,7 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     let plan = ExecPlan::new(plan, process);
     let process = exec_then(&target, &plan, stdio, extras, |pid| {
         if let Some(cgroup) = &cgroup {
-            join(cgroup, &Layout::detect()?, pid)?;
+            cgroup.join_all(pid)?;
         }
         Ok(())
     })
@@ -180,18 +180,12 @@ fn process(parsed: &Parsed, own: &ProcessPlan, command: &[String]) -> Result<Pro
             .capabilities
             .get_or_insert_with(CapabilitySets::default);
         // Not the inheritable ones: a program of another user would get them (CVE-2022-29162).
-        for set in [
-            &mut sets.bounding,
-            &mut sets.effective,
-            &mut sets.permitted,
-            &mut sets.ambient,
-        ] {
+        // Without those none can be ambient.
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
             set.push(capability);
             set.sort_unstable();
             set.dedup();
         }
-        // What is ambient must be inheritable too, or the kernel refuses it.
-        sets.inheritable.retain(|one| sets.ambient.contains(one));
     }
     Ok(process)
 }

@@ -177,6 +177,24 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Moves a process that is still held back into every v1 hierarchy, whether it limits or not: for
+    /// engines that find a container's numbers by the cgroups of its first process, as they do with
+    /// runc. Nothing to do on v2.
+    ///
+    /// # Errors
+    /// [`Error::Create`], [`Error::Write`], [`Error::Join`].
+    pub fn join_all(&self, pid: Pid) -> Result<()> {
+        for hierarchy in &self.layout.legacy {
+            let dir = self.legacy_dir(hierarchy);
+            Made::default().directory(&hierarchy.mount, &dir)?;
+            if hierarchy.has("cpuset") {
+                inherit_cpuset(&hierarchy.mount, &dir)?;
+            }
+            join(&dir, pid)?;
+        }
+        Ok(())
+    }
+
     /// Stops all processes and waits until they stand.
     ///
     /// # Errors

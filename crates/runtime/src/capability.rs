@@ -72,7 +72,7 @@ impl Capability {
     }
 
     /// Its bit in a set.
-    pub(crate) const fn bit(self) -> u64 {
+    pub const fn bit(self) -> u64 {
         1 << self.0
     }
 }

@@ -370,14 +370,20 @@ fn find_program(process: &Prepared, cwd: BorrowedFd<'_>) -> Result<(), Fault> {
         .map_err(Fault::at(Step::EnterCwd))?;
     let mut errno = Errno::NOENT;
     for candidate in &process.candidates {
-        match rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK) {
-            Ok(()) => return Ok(()),
+        match rustix::fs::stat(candidate) {
+            Ok(stat) => {
+                let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                if regular && stat.st_mode & 0o111 != 0 {
+                    return Ok(());
+                }
+                errno = Errno::ACCESS;
+            }
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(other) => errno = other,
         }
     }
     Err(Fault::at(Step::Exec)(Failure {
-        call: "faccessat",
+        call: "stat",
         errno,
     }))
 }

@@ -10,6 +10,7 @@ use knarr_spec::runtime::{ContainerProcessState, State};
 use knarr_sys::child::Parent;
 use knarr_sys::clone::Namespaces;
 use knarr_sys::{Failure, child as sys_child};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -718,10 +719,18 @@ pub fn open_gate(
     process: &ProcessPlan,
     state: Option<State>,
 ) -> Result<()> {
+    let watched = pidfd.try_clone();
     let link = Link::new(pid, pidfd, gate).with_state(state);
     link.say(word::GO)?;
-    link.executed(plan, process, |pid| open_root(pid).ok())
-        .map(drop)
+    let started = link
+        .executed(plan, process, |pid| open_root(pid).ok())
+        .map(drop);
+    if let (Err(_), Ok(pidfd)) = (&started, watched) {
+        // It is not the caller's child: its end is to be waited for by handle.
+        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        while matches!(poll(&mut polled, None), Err(Errno::INTR)) {}
+    }
+    started
 }
 
 /// Ends, and reaps, the process that goes ahead into others' namespaces.

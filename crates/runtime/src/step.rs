@@ -137,7 +137,7 @@ const CALLS: &[&str] = &[
     "close_range",
     "sigprocmask",
     "execve",
-    "faccessat",
+    "stat",
     "accept",
     "lseek",
     "poll",
