@@ -12,6 +12,7 @@
 mod engine;
 mod load;
 mod memory;
+mod oci;
 mod sample;
 mod start;
 
@@ -30,6 +31,7 @@ cargo x bench [WHAT]...
   start    100 starts one after the other, and 32 at a time
   memory   private memory (PSS) per idle container, 200 of them
   load     load and rmi of an image of about 850 MB and 50,000 files
+  oci      knarr-oci beside crun, runc and youki (alone, not with others)
 
 Without WHAT: run and exec.";
 
@@ -47,6 +49,9 @@ fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if std::env::var_os("KNARR_BENCH_INSIDE").is_none() {
         return enter_namespaces(&args);
+    }
+    if args == ["oci"] {
+        return oci::run();
     }
     let what: Vec<&str> = if args.is_empty() {
         vec!["run", "exec"]

@@ -24,7 +24,7 @@ cargo x COMMAND
   demo [--debian]   build, then run a first container (with --debian: a web server on a real image)
   test [FILTER]     install what the tests need, build, run everything that can be tested here
   check             format, lints, docs, layers
-  bench [WHAT]      measure beside docker, podman and containerd: run, exec, ps, start, memory, load
+  bench [WHAT]      measure beside the peers: run, exec, ps, start, memory, load, oci
   bless             renew golden files; read the diff before committing
   build             the static binaries in target/release
   install [PREFIX]  copy the binaries to PREFIX/bin (/usr/local)";

@@ -60,6 +60,8 @@ pub(crate) const BENCH: &[Package] = &[
     ("podman", "/usr/bin/podman"),
     ("conmon", "/usr/bin/conmon"),
     ("iproute2", "/usr/sbin/ip"),
+    ("strace", "/usr/bin/strace"),
+    ("time", "/usr/bin/time"),
     ("iptables", "/usr/sbin/iptables"),
     ("iperf3", "/usr/bin/iperf3"),
 ];
