@@ -13,6 +13,7 @@ mod layers;
 mod packages;
 mod shell;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ cargo x COMMAND
 
   demo [--debian]   build, then run a first container (with --debian: a web server on a real image)
   test [FILTER]     install what the tests need, build, run everything that can be tested here
+  vm [FILTER]       the tests that need another machine: Debian 12 with systemd and pure cgroup v2 under
+                    qemu, part of `test` (with --shell: log in there)
   check             format, lints, docs, layers
   bench [WHAT]      measure beside the peers: run, exec, ps, start, memory, load, oci
   bless             renew golden files; read the diff before committing
@@ -45,6 +48,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["demo"] => demo::host(),
         ["demo", "--debian"] => demo::debian(),
         ["test", filter @ ..] => test::run(filter),
+        ["vm", filter @ ..] => vm::command(filter),
         ["check"] => check::run(),
         ["bless"] => test::bless(),
         ["build"] => shell::build_binaries(),

@@ -49,6 +49,13 @@ pub(crate) const TEST: &[Package] = &[
     ("iproute2", "/usr/sbin/ip"),
 ];
 
+/// What the virtual machine needs: its maker and its hardware.
+pub(crate) const VM: &[Package] = &[
+    ("mmdebstrap", "/usr/bin/mmdebstrap"),
+    ("e2fsprogs", "/sbin/mkfs.ext4"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+];
+
 /// What the benchmarks need: the peers.
 pub(crate) const BENCH: &[Package] = &[
     ("mmdebstrap", "/usr/bin/mmdebstrap"),

@@ -104,6 +104,11 @@ pub(crate) fn exists(path: &Path) -> bool {
     fs::accessat(CWD, path, fs::Access::EXISTS, AtFlags::empty()).is_ok()
 }
 
+/// Whether the caller may write to it.
+pub(crate) fn is_writable(path: &Path) -> bool {
+    fs::accessat(CWD, path, fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+}
+
 /// The child cgroups of a cgroup; none when it is gone.
 pub(crate) fn children(path: &Path) -> Result<Vec<PathBuf>> {
     let failed = |call| {

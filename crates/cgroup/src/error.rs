@@ -133,6 +133,39 @@ pub enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// A systemd manager could not be reached, or was lost.
+    #[error("cannot talk to systemd over {socket}")]
+    NoManager {
+        /// Where it listens.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        cause: Failure,
+    },
+    /// What answers is no systemd manager, or not for us.
+    #[error("cannot talk to systemd over {socket}: {reason}")]
+    Manager {
+        /// Where it listens.
+        socket: PathBuf,
+        /// Such as `it refuses this user`.
+        reason: &'static str,
+    },
+    /// systemd did not do what it was asked for.
+    #[error("systemd cannot {act} the unit {unit}: {reason}")]
+    Unit {
+        /// The unit.
+        unit: String,
+        /// `start`, `change` or `stop`.
+        act: &'static str,
+        /// systemd's own words.
+        reason: String,
+    },
+    /// The caller is not root, and no part of the tree is its own.
+    #[error("no cgroup is delegated to this user: {own} belongs to another")]
+    NotDelegated {
+        /// The caller's cgroup.
+        own: PathBuf,
+    },
     /// Directories that could not be removed.
     #[error("cannot remove cgroup {}", .leftovers.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
     Remove {
@@ -157,6 +190,7 @@ impl Error {
             | Self::Delegate { cause, .. }
             | Self::Devices { cause, .. }
             | Self::Join { cause, .. }
+            | Self::NoManager { cause, .. }
             | Self::Remove { cause, .. } => Some(*cause),
             _ => None,
         }
@@ -172,6 +206,9 @@ impl Explain for Error {
             Self::Unreadable { .. } => Class::Corrupt,
             Self::Invalid { .. } | Self::BadPath { .. } => Class::Invalid,
             Self::Stuck { .. } => Class::Timeout,
+            Self::NoManager { .. } | Self::Manager { .. } => Class::Unavailable,
+            Self::Unit { .. } => Class::Busy,
+            Self::NotDelegated { .. } => Class::Denied,
             Self::Create { .. }
             | Self::Open { .. }
             | Self::Read { .. }
@@ -205,6 +242,9 @@ impl Explain for Error {
             Self::Devices { .. } => "cgroup-devices-failed",
             Self::Join { .. } => "cgroup-join-failed",
             Self::Stuck { .. } => "cgroup-stuck",
+            Self::NoManager { .. } | Self::Manager { .. } => "systemd-unavailable",
+            Self::Unit { .. } => "systemd-unit-failed",
+            Self::NotDelegated { .. } => "cgroup-not-delegated",
             Self::Remove { .. } => "cgroup-remove-failed",
         }
     }
@@ -230,6 +270,24 @@ impl Explain for Error {
             Self::Delegate { path, .. } if errno == Some(Errno::BUSY) => Some(format!(
                 "{} has processes of its own, and cgroup v2 then passes no controllers on; move \
                  them into a child cgroup, or choose another parent with --cgroup-parent",
+                path.display()
+            )),
+            Self::NotDelegated { .. } => Some(
+                "start it where one is: `systemd-run --user --scope -p Delegate=yes …`, let systemd \
+                 make the cgroup (--systemd-cgroup), or run as root"
+                    .to_owned(),
+            ),
+            Self::NoManager { .. } => Some(
+                "systemd must run here as process 1 (for a user: with a session, see `loginctl \
+                 enable-linger`); without it use the cgroupfs driver"
+                    .to_owned(),
+            ),
+            Self::Delegate {
+                path, controller, ..
+            } if matches!(errno, Some(Errno::ACCESS | Errno::PERM)) => Some(format!(
+                "{} belongs to another user and does not pass `{controller}` on; have systemd \
+                 delegate it: `Delegate=cpu cpuset io memory pids` in a drop-in of user@.service, \
+                 or leave the limit out",
                 path.display()
             )),
             Self::Create { .. }

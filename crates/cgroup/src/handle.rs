@@ -1,26 +1,25 @@
 //! The cgroup of one container: made, entered, watched, removed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use knarr_sys::Failure;
-use knarr_sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
-use knarr_sys::rustix::fs;
 use knarr_sys::rustix::io::Errno;
-use knarr_sys::rustix::process::{Pid, Signal, kill_process};
+use knarr_sys::rustix::process::Pid;
 
 use crate::control;
 use crate::devices;
 use crate::layout::{Hierarchy, Layout};
-use crate::limits::{self, Setting};
-use crate::plan::{Limits, Plan, Warning};
-use crate::stats::{self, CpuStats, PidsStats, Stats};
+use crate::limits::Limits;
+use crate::plan::{Plan, Warning};
+use crate::settings::{self, Setting};
+use crate::tree::{Made, delegate, inherit_cpuset, join, remove_dir};
 use crate::{Error, Result};
 
 /// How long freezing and removing may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The v1 hierarchies that only count, and are joined when somebody asks.
 const COUNTING: [&str; 4] = ["memory", "blkio", "cpuacct", "pids"];
@@ -29,16 +28,17 @@ const COUNTING: [&str; 4] = ["memory", "blkio", "cpuacct", "pids"];
 #[derive(Debug)]
 pub struct Cgroup {
     plan: Plan,
-    layout: Layout,
-    unified: Option<Unified>,
+    pub(crate) layout: Layout,
+    pub(crate) unified: Option<Unified>,
     warnings: Vec<Warning>,
 }
 
 /// The directory in the v2 hierarchy.
 #[derive(Debug)]
-struct Unified {
-    path: PathBuf,
-    fd: OwnedFd,
+pub(crate) struct Unified {
+    pub(crate) path: PathBuf,
+    /// Missing as long as systemd is still to make it.
+    fd: OnceCell<OwnedFd>,
 }
 
 impl Cgroup {
@@ -62,37 +62,47 @@ impl Cgroup {
 
     fn create_recording(layout: &Layout, plan: &Plan, made: &mut Made) -> Result<Self> {
         plan.check_version()?;
-        let mut plan_softened = plan.clone();
-        let warnings = plan_softened.soften(layout);
-        let settings = limits::settings(&plan_softened.limits, layout)?;
-        let unified = match &layout.unified {
-            None => None,
-            Some(hierarchy) => {
-                let path = hierarchy.dir(&plan.path);
-                let fresh = made.directory(&hierarchy.mount, &path)?;
-                delegate(hierarchy, &path, &settings)?;
-                let fd = control::open_dir(&path)?;
-                if !plan.devices.is_empty() {
-                    devices::install(fd.as_fd(), &path, &plan.devices, fresh)?;
-                }
-                Some(Unified { path, fd })
-            }
-        };
+        let mut softened = plan.clone();
+        let warnings = softened.soften(layout);
+        let unified = layout.unified.as_ref().map(|hierarchy| Unified {
+            path: hierarchy.dir(&plan.path),
+            fd: OnceCell::new(),
+        });
         let mut cgroup = Self {
-            plan: plan_softened,
+            plan: softened,
             layout: layout.clone(),
             unified,
             warnings,
         };
-        for (_, dir) in cgroup.joined_before_exec(&settings) {
-            let mount = cgroup.mount_of(&dir);
+        if cgroup.plan.unit.is_none() {
+            let more = cgroup.furnish(made)?;
+            cgroup.warnings.extend(more);
+        }
+        Ok(cgroup)
+    }
+
+    /// Makes the directories, sets the limits, installs the device rules.
+    fn furnish(&self, made: &mut Made) -> Result<Vec<Warning>> {
+        let settings = settings::settings(&self.plan.limits, &self.layout)?;
+        if let (Some(hierarchy), Some(unified)) = (&self.layout.unified, &self.unified) {
+            // systemd makes it, and puts no program on what it has delegated.
+            let fresh =
+                self.plan.unit.is_some() || made.directory(&hierarchy.mount, &unified.path)?;
+            delegate(hierarchy, &unified.path, &settings)?;
+            let fd = control::open_dir(&unified.path)?;
+            if !self.plan.devices.is_empty() {
+                devices::install(fd.as_fd(), &unified.path, &self.plan.devices, fresh)?;
+            }
+            unified.fd.get_or_init(|| fd);
+        }
+        for (_, dir) in self.joined_before_exec(&settings) {
+            let mount = self.mount_of(&dir);
             made.directory(&mount, &dir)?;
         }
-        if cgroup.unified.is_none() && !cgroup.plan.devices.is_empty() {
-            cgroup.set_legacy_devices()?;
+        if self.unified.is_none() && !self.plan.devices.is_empty() {
+            self.set_legacy_devices()?;
         }
-        cgroup.apply(&settings)?;
-        Ok(cgroup)
+        self.apply(&settings)
     }
 
     /// Opens what [`Self::create`] made, perhaps in another process.
@@ -105,7 +115,7 @@ impl Cgroup {
             None => None,
             Some(hierarchy) => {
                 let path = hierarchy.dir(&plan.path);
-                let fd = control::open_dir(&path)?;
+                let fd = OnceCell::from(control::open_dir(&path)?);
                 Some(Unified { path, fd })
             }
         };
@@ -131,27 +141,55 @@ impl Cgroup {
         &self.warnings
     }
 
-    /// The v2 directory, for `CLONE_INTO_CGROUP`; `None` on pure v1.
+    /// The v2 directory, for `CLONE_INTO_CGROUP`; `None` on pure v1, and as long as systemd is still
+    /// to make it.
     pub fn dir_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.unified.as_ref().map(|unified| unified.fd.as_fd())
+        Some(self.unified.as_ref()?.fd.get()?.as_fd())
     }
 
     /// Whether [`Self::join_limits`] has anything to do.
     pub fn needs_join(&self) -> bool {
-        self.plan.needs_join(&self.layout)
+        let of_v1 = || {
+            settings::settings(&self.plan.limits, &self.layout)
+                .is_ok_and(|settings| settings.iter().any(|setting| !setting.unified))
+        };
+        self.dir_fd().is_none() || of_v1()
     }
 
     /// Moves a process that is still held back into the v1 hierarchies that limit it (on pure v1
     /// also into the one that identifies it). Meant for the parent, while the child makes its
     /// mounts: the first write after a quiet moment takes 5 to 17 ms, further ones some 20 µs.
     ///
+    /// With a systemd unit, this is where all of it happens: the scope is made around the first
+    /// process, and its cgroup is furnished. Given back is what had to be left out, beyond
+    /// [`Self::warnings`].
+    ///
     /// # Errors
-    /// [`Error::Join`].
-    pub fn join_limits(&self, pid: Pid) -> Result<()> {
-        let settings = limits::settings(&self.plan.limits, &self.layout)?;
+    /// [`Error::Join`]; with systemd also what [`Self::create`] gives, [`Error::NoManager`] and
+    /// [`Error::Unit`].
+    pub fn join_limits(&self, pid: Pid) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
+        if let Some(unit) = self.plan.unit.clone()
+            && self.dir_fd().is_none()
+            && self.layout.unified.is_some()
+        {
+            unit.start(pid, &self.plan.limits, &self.layout)?;
+            warnings = self
+                .furnish(&mut Made::default())
+                .map_err(|error| match error {
+                    Error::Open { path, .. } => Error::Unit {
+                        unit: unit.name.clone(),
+                        act: "start",
+                        reason: format!("its cgroup is not {}", path.display()),
+                    },
+                    other => other,
+                })?;
+        }
+        let settings = settings::settings(&self.plan.limits, &self.layout)?;
         self.joined_before_exec(&settings)
             .iter()
-            .try_for_each(|(_, dir)| join(dir, pid))
+            .try_for_each(|(_, dir)| join(dir, pid))?;
+        Ok(warnings)
     }
 
     /// Moves all processes of the container into the v1 hierarchies that count for [`Self::stats`]
@@ -195,99 +233,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Stops all processes and waits until they stand.
-    ///
-    /// # Errors
-    /// [`Error::Stuck`] after 2 s; then it is thawed again. [`Error::MissingController`] on a v1
-    /// without freezer.
-    pub fn freeze(&self) -> Result<()> {
-        let result = match &self.unified {
-            Some(unified) => {
-                control::write(&unified.path.join("cgroup.freeze"), "1")?;
-                wait_for_event(&unified.path, "frozen 1", "frozen")
-            }
-            None => {
-                let file = self.freezer()?.join("freezer.state");
-                let deadline = Instant::now() + PATIENCE;
-                loop {
-                    // Written again: a process that forks while it freezes can escape the first.
-                    control::write(&file, "FROZEN")?;
-                    if control::read(&file)?.trim() == "FROZEN" {
-                        break Ok(());
-                    }
-                    if Instant::now() > deadline {
-                        break Err(stuck(file.parent().unwrap_or(&file), "frozen"));
-                    }
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        };
-        if result.is_err() {
-            // The caller shall hear of the freezing, not of the thawing.
-            self.thaw().ok();
-        }
-        result
-    }
-
-    /// Lets them go on.
-    ///
-    /// # Errors
-    /// [`Error::Write`].
-    pub fn thaw(&self) -> Result<()> {
-        match &self.unified {
-            Some(unified) => {
-                control::write(&unified.path.join("cgroup.freeze"), "0")?;
-                wait_for_event(&unified.path, "frozen 0", "thawed")
-            }
-            None => control::write(&self.freezer()?.join("freezer.state"), "THAWED"),
-        }
-    }
-
-    /// Whether it is frozen, or about to be.
-    ///
-    /// # Errors
-    /// [`Error::Read`].
-    pub fn is_frozen(&self) -> Result<bool> {
-        match &self.unified {
-            Some(unified) => Ok(control::read(&unified.path.join("cgroup.freeze"))?.trim() == "1"),
-            None => match self.freezer() {
-                Ok(dir) => Ok(control::read(&dir.join("freezer.state"))?.trim() != "THAWED"),
-                Err(_) => Ok(false),
-            },
-        }
-    }
-
-    /// Sends SIGKILL to every process in it, frozen ones and those of child cgroups included, and
-    /// does not wait for their end.
-    ///
-    /// # Errors
-    /// [`Error::Write`], [`Error::Read`].
-    pub fn kill(&self) -> Result<()> {
-        if let Some(unified) = &self.unified {
-            match control::write(&unified.path.join("cgroup.kill"), "1") {
-                // Before Linux 5.14.
-                Err(Error::Write { cause, .. }) if cause.errno == Errno::NOENT => {}
-                other => return other,
-            }
-        }
-        self.kill_one_by_one()
-    }
-
-    /// For kernels without `cgroup.kill`: frozen, no process can fork away.
-    fn kill_one_by_one(&self) -> Result<()> {
-        let frozen = self.freeze().is_ok();
-        let killed = self.processes().map(|processes| {
-            for pid in processes {
-                // It may have gone by itself.
-                kill_process(pid, Signal::KILL).ok();
-            }
-        });
-        if frozen || self.is_frozen()? {
-            self.thaw()?;
-        }
-        killed
-    }
-
     /// Whether a live process is in it or in a child cgroup; `false` when it is gone.
     ///
     /// # Errors
@@ -312,79 +257,6 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// What was used until now.
-    ///
-    /// # Errors
-    /// [`Error::Read`].
-    pub fn stats(&self) -> Result<Stats> {
-        let mut stats = Stats::default();
-        if let Some(unified) = &self.unified {
-            let dir = &unified.path;
-            stats.cpu =
-                control::try_read(&dir.join("cpu.stat"))?.map(|text| stats::cpu_of_v2(&text));
-            stats.memory = stats::memory_of_v2(dir)?;
-            stats.pids = stats::pids(dir)?;
-            stats.block = stats::block_of_v2(dir)?;
-        }
-        if let Some(dir) = self.legacy_with("cpuacct")
-            && stats.cpu.is_none()
-            && let Some(total) = stats::number(&dir, "cpuacct.usage")?
-        {
-            stats.cpu = Some(CpuStats {
-                total,
-                user: stats::number(&dir, "cpuacct.usage_user")?.unwrap_or_default(),
-                system: stats::number(&dir, "cpuacct.usage_sys")?.unwrap_or_default(),
-                ..CpuStats::default()
-            });
-        }
-        if let Some(dir) = self.legacy_with("cpu")
-            && let Some(cpu) = &mut stats.cpu
-            && let Some(text) = control::try_read(&dir.join("cpu.stat"))?
-        {
-            stats::throttling_of_v1(&text, cpu);
-        }
-        if let Some(dir) = self.legacy_with("memory") {
-            stats.memory = stats::memory_of_v1(&dir)?;
-        }
-        if let Some(dir) = self.legacy_with("pids") {
-            stats.pids = stats::pids(&dir)?;
-        }
-        if stats.pids.is_none() {
-            let mut threads = Vec::new();
-            let (dir, file) = match &self.unified {
-                Some(unified) => (unified.path.clone(), "cgroup.threads"),
-                None => (self.identity()?, "tasks"),
-            };
-            control::ids_below(&dir, file, &mut threads)?;
-            stats.pids = Some(PidsStats {
-                current: u64::try_from(threads.len()).unwrap_or(u64::MAX),
-                limit: None,
-            });
-        }
-        if let Some(dir) = self.legacy_with("blkio") {
-            stats.block = stats::block_of_v1(&dir)?;
-        }
-        Ok(stats)
-    }
-
-    /// How many processes the kernel killed in it because memory ran out; 0 where nobody counts.
-    /// Ask before [`Self::remove`].
-    ///
-    /// # Errors
-    /// [`Error::Read`].
-    pub fn oom_kills(&self) -> Result<u64> {
-        let file = match (self.legacy_with("memory"), &self.unified) {
-            (Some(dir), _) => dir.join("memory.oom_control"),
-            (None, Some(unified)) => unified.path.join("memory.events"),
-            (None, None) => return Ok(0),
-        };
-        let text = control::try_read(&file)?.unwrap_or_default();
-        Ok(control::keyed(&text)
-            .get("oom_kill")
-            .copied()
-            .unwrap_or_default())
-    }
-
     /// Changes limits while it runs: those that are `Some` in `limits`, the others stay. On v1,
     /// processes are moved into hierarchies that begin to limit them. [`Self::plan`] has the result:
     /// keep it.
@@ -401,14 +273,28 @@ impl Cgroup {
             asked.limits.memory = self.plan.limits.memory;
         }
         self.warnings = asked.soften(&self.layout);
-        let settings = limits::settings(&asked.limits, &self.layout)?;
+        if asked.limits.check_before_update
+            && let Some(most @ 0..) = asked.limits.memory
+            && let Some(memory) = self.stats()?.memory
+            && memory.usage > most.unsigned_abs()
+        {
+            return Err(Error::Invalid {
+                what: format!("memory limit {most}"),
+                reason: "is less than what is in use, and checkBeforeUpdate was asked for",
+            });
+        }
+        let settings = settings::settings(&asked.limits, &self.layout)?;
         if let (Some(hierarchy), Some(unified)) = (&self.layout.unified, &self.unified) {
             delegate(hierarchy, &unified.path, &settings)?;
         }
         for (hierarchy, dir) in self.joined_before_exec(&settings) {
             Made::default().directory(&hierarchy.mount, &dir)?;
         }
-        self.apply(&settings)?;
+        if let Some(unit) = &self.plan.unit {
+            unit.update(&asked.limits, &self.layout)?;
+        }
+        let more = self.apply(&settings)?;
+        self.warnings.extend(more);
         for (_, dir) in self.joined_before_exec(&settings) {
             self.move_all(&dir)?;
         }
@@ -422,6 +308,11 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Remove`] with all that is still there.
     pub fn remove(layout: &Layout, plan: &Plan) -> Result<()> {
+        match plan.unit.as_ref().map_or(Ok(()), |unit| unit.stop()) {
+            // Without systemd there is no unit; what counts is that the cgroup goes.
+            Ok(()) | Err(Error::NoManager { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let deadline = Instant::now() + PATIENCE;
         let mut leftovers = Vec::new();
         let mut first = None;
@@ -450,7 +341,7 @@ impl Cgroup {
     }
 
     /// The directory in the v1 hierarchy of a controller, if there is such a hierarchy.
-    fn legacy_with(&self, controller: &str) -> Option<PathBuf> {
+    pub(crate) fn legacy_with(&self, controller: &str) -> Option<PathBuf> {
         self.layout
             .legacy_with(controller)
             .map(|hierarchy| self.legacy_dir(hierarchy))
@@ -465,7 +356,7 @@ impl Cgroup {
     }
 
     /// The directory whose processes are the container's.
-    fn identity(&self) -> Result<PathBuf> {
+    pub(crate) fn identity(&self) -> Result<PathBuf> {
         if let Some(unified) = &self.unified {
             return Ok(unified.path.clone());
         }
@@ -473,15 +364,6 @@ impl Cgroup {
             .into_iter()
             .find_map(|controller| self.legacy_with(controller))
             .ok_or(Error::NotMounted)
-    }
-
-    fn freezer(&self) -> Result<PathBuf> {
-        self.legacy_with("freezer")
-            .ok_or_else(|| Error::MissingController {
-                wanted: "pause",
-                controller: "freezer",
-                available: self.layout.controllers(),
-            })
     }
 
     /// The v1 directories that a process must be in before it runs anything.
@@ -508,7 +390,8 @@ impl Cgroup {
     }
 
     /// Writes the settings; soft ones without a file become warnings.
-    fn apply(&mut self, settings: &[Setting]) -> Result<()> {
+    fn apply(&self, settings: &[Setting]) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
         for setting in settings {
             let hierarchy = match setting.unified {
                 true => None,
@@ -527,12 +410,12 @@ impl Cgroup {
                 .iter()
                 .find(|(file, _)| control::exists(&dir.join(file)));
             match (there.or(setting.choices.first()), setting.soft) {
-                (_, Some(warning)) if there.is_none() => self.warnings.push(warning),
+                (_, Some(warning)) if there.is_none() => warnings.push(warning),
                 (Some((file, value)), soft) => match control::write(&dir.join(file), value) {
                     Err(Error::Write { cause, .. })
                         if soft.is_some() && cause.errno == Errno::OPNOTSUPP =>
                     {
-                        self.warnings.extend(soft);
+                        warnings.extend(soft);
                     }
                     // The limit of memory alone cannot rise above that of memory and swap: that
                     // one first.
@@ -553,7 +436,7 @@ impl Cgroup {
                 (None, _) => {}
             }
         }
-        Ok(())
+        Ok(warnings)
     }
 
     /// Pure v1: the `devices` controller instead of a program.
@@ -605,208 +488,6 @@ impl Cgroup {
     }
 }
 
-/// What was made, so that a failure can take it back.
-#[derive(Debug, Default)]
-struct Made(Vec<PathBuf>);
-
-impl Made {
-    /// Makes `dir` and what is missing between it and `mount`; whether it is new.
-    fn directory(&mut self, mount: &Path, dir: &Path) -> Result<bool> {
-        let failed = |cause| Error::Create {
-            path: dir.to_owned(),
-            cause,
-        };
-        match control::make_dir(dir) {
-            Ok(fresh) => {
-                if fresh {
-                    self.0.push(dir.to_owned());
-                }
-                Ok(fresh)
-            }
-            Err(cause) if cause.errno == Errno::NOENT => match dir.parent() {
-                Some(parent) if parent.starts_with(mount) && parent != mount => {
-                    self.directory(mount, parent)?;
-                    let fresh = control::make_dir(dir).map_err(failed)?;
-                    if fresh {
-                        self.0.push(dir.to_owned());
-                    }
-                    Ok(fresh)
-                }
-                _ => Err(failed(cause)),
-            },
-            Err(cause) => Err(failed(cause)),
-        }
-    }
-
-    fn undo(&self) {
-        for dir in self.0.iter().rev() {
-            // The first failure is the one to tell; an empty cgroup can always be removed.
-            fs::rmdir(dir).ok();
-        }
-    }
-}
-
 fn is_swap(file: &str) -> bool {
     file == "memory.memsw.limit_in_bytes"
-}
-
-fn stuck(path: &Path, state: &'static str) -> Error {
-    Error::Stuck {
-        path: path.to_owned(),
-        state,
-        seconds: PATIENCE.as_secs(),
-    }
-}
-
-fn join(dir: &Path, pid: Pid) -> Result<()> {
-    let pid = pid.as_raw_nonzero().get();
-    control::write_raw(&dir.join("cgroup.procs"), &pid.to_string()).map_err(|cause| Error::Join {
-        pid,
-        path: dir.to_owned(),
-        cause,
-    })
-}
-
-/// v2: switches on what limits need, and what numbers need if it can be had, in every cgroup
-/// between the root and the container.
-fn delegate(hierarchy: &Hierarchy, dir: &Path, settings: &[Setting]) -> Result<()> {
-    if hierarchy.controllers.is_empty() {
-        return Ok(());
-    }
-    let needed: BTreeSet<&str> = settings
-        .iter()
-        .filter(|setting| setting.unified)
-        .flat_map(|setting| match setting.controller {
-            "unified" => setting
-                .choices
-                .first()
-                .and_then(|(file, _)| file.split('.').next()),
-            controller => Some(limits::v2_name(controller)),
-        })
-        .filter(|controller| !matches!(*controller, "cgroup" | "unified"))
-        .collect();
-    let counting = ["cpu", "memory", "pids", "io"];
-    let wanted: BTreeSet<&str> = counting
-        .into_iter()
-        .filter(|controller| hierarchy.has(controller))
-        .chain(needed.iter().copied())
-        .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let Ok(below) = dir.strip_prefix(&hierarchy.mount) else {
-        return Ok(());
-    };
-    let mut parent = hierarchy.mount.clone();
-    for part in below {
-        let file = parent.join("cgroup.subtree_control");
-        let enabled = control::read(&file)?;
-        let enabled: BTreeSet<&str> = enabled.split_whitespace().collect();
-        for controller in wanted.difference(&enabled) {
-            if let Err(cause) = control::write_raw(&file, &format!("+{controller}"))
-                && needed.contains(controller)
-            {
-                return Err(Error::Delegate {
-                    path: parent,
-                    controller: (*controller).to_owned(),
-                    cause,
-                });
-            }
-        }
-        parent.push(part);
-    }
-    Ok(())
-}
-
-/// A fresh v1 cpuset is empty and takes no process; the parents' values are what "not asked" means.
-fn inherit_cpuset(mount: &Path, dir: &Path) -> Result<()> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let path = dir.join(file);
-        if !control::read(&path)?.trim().is_empty() {
-            continue;
-        }
-        if let Some(parent) = dir.parent()
-            && dir != mount
-        {
-            inherit_cpuset(mount, parent)?;
-            let inherited = control::read(&parent.join(file))?;
-            control::write(&path, inherited.trim())?;
-        }
-    }
-    Ok(())
-}
-
-/// Waits until `cgroup.events` has a line; the kernel marks each change of the file.
-fn wait_for_event(dir: &Path, line: &str, state: &'static str) -> Result<()> {
-    let path = dir.join("cgroup.events");
-    let failed = |call: &'static str| {
-        let path = path.clone();
-        move |errno| Error::Read {
-            path,
-            cause: Failure { call, errno },
-        }
-    };
-    let file = fs::open(
-        &path,
-        fs::OFlags::RDONLY | fs::OFlags::CLOEXEC,
-        fs::Mode::empty(),
-    )
-    .map_err(failed("open"))?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut text = [0; 256];
-        let length = knarr_sys::rustix::io::pread(&file, &mut text, 0).map_err(failed("pread"))?;
-        let text = text.get(..length).unwrap_or_default();
-        if text
-            .split(|&byte| byte == b'\n')
-            .any(|found| found == line.as_bytes())
-        {
-            return Ok(());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout)) {
-            Ok(0) => return Err(stuck(dir, state)),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(failed("poll")(errno)),
-        }
-    }
-}
-
-/// Removes a directory with its children; a cgroup whose last process is still on its way out is
-/// busy, so EBUSY is tried again until the deadline.
-fn remove_dir(dir: &Path, deadline: Instant) -> std::result::Result<(), Failure> {
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match fs::rmdir(dir) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(errno @ (Errno::BUSY | Errno::NOTEMPTY)) => {
-                for child in control::children(dir).unwrap_or_default() {
-                    remove_dir(&child, deadline)?;
-                }
-                match fs::rmdir(dir) {
-                    Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                    Err(_) if Instant::now() < deadline => {
-                        std::thread::sleep(pause);
-                        pause = (pause * 2).min(Duration::from_millis(50));
-                    }
-                    Err(_) => {
-                        return Err(Failure {
-                            call: "rmdir",
-                            errno,
-                        });
-                    }
-                }
-            }
-            Err(errno) => {
-                return Err(Failure {
-                    call: "rmdir",
-                    errno,
-                });
-            }
-        }
-    }
 }

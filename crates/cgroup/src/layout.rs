@@ -34,9 +34,29 @@ pub(crate) struct Hierarchy {
     pub(crate) controllers: Vec<String>,
     /// The caller's cgroup, absolute below `mount`.
     pub(crate) own: String,
+    /// v2: see [`Layout::delegated`].
+    delegated: Option<String>,
 }
 
 impl Hierarchy {
+    /// The uppermost cgroup above and with the caller's that the caller may write to. To move a
+    /// process one must write to the `cgroup.procs` of the common ancestor.
+    fn find_delegated(&self) -> Option<String> {
+        let mut path = String::new();
+        let parts = self.own.split('/').filter(|part| !part.is_empty());
+        for part in std::iter::once("").chain(parts) {
+            if !part.is_empty() {
+                path.push('/');
+                path.push_str(part);
+            }
+            let dir = self.dir(&path);
+            if control::is_writable(&dir) && control::is_writable(&dir.join("cgroup.procs")) {
+                return Some(path);
+            }
+        }
+        None
+    }
+
     pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|has| has == controller)
     }
@@ -68,6 +88,7 @@ impl Layout {
         if let Some(unified) = &mut layout.unified {
             let available = control::read(&unified.mount.join("cgroup.controllers"))?;
             unified.controllers = available.split_whitespace().map(str::to_owned).collect();
+            unified.delegated = unified.find_delegated();
         }
         Ok(layout)
     }
@@ -114,6 +135,7 @@ impl Layout {
                         mount,
                         controllers: Vec::new(),
                         own: own(path),
+                        delegated: Some(String::new()),
                     });
                 }
             } else {
@@ -137,6 +159,7 @@ impl Layout {
                         mount,
                         controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
                         own: own(path),
+                        delegated: Some(String::new()),
                     });
                 }
             }
@@ -145,6 +168,20 @@ impl Layout {
             return Err(Error::NotMounted);
         }
         Ok(layout)
+    }
+
+    /// Pure v2 with these controllers.
+    #[cfg(test)]
+    pub(crate) fn with_controllers(controllers: &[&str]) -> Self {
+        Self {
+            unified: Some(Hierarchy {
+                mount: PathBuf::from("/c"),
+                controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+                own: "/".to_owned(),
+                delegated: Some(String::new()),
+            }),
+            legacy: Vec::new(),
+        }
     }
 
     /// Which kind of layout it is.
@@ -174,6 +211,23 @@ impl Layout {
         names.sort();
         names.dedup();
         names
+    }
+
+    /// The v2 cgroup below which the caller may make others: empty for the root; else the uppermost of
+    /// those that the caller is in and may write to (cgroups(7), "Delegation").
+    ///
+    /// # Errors
+    /// [`Error::NotDelegated`].
+    pub(crate) fn delegated(&self) -> Result<&str> {
+        let Some(unified) = &self.unified else {
+            return Ok("");
+        };
+        unified
+            .delegated
+            .as_deref()
+            .ok_or_else(|| Error::NotDelegated {
+                own: unified.dir(&unified.own),
+            })
     }
 
     /// The v2 cgroup of all monitors (`/knarr-monitors`), made if missing, as a directory for

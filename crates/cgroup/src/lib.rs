@@ -25,15 +25,23 @@
 mod control;
 mod devices;
 mod error;
+mod freezer;
 mod handle;
 mod layout;
 mod limits;
 mod plan;
+pub mod report;
+mod settings;
 mod stats;
+mod systemd;
+mod tree;
 
 pub use devices::{Access, DeviceKind, DeviceRule};
 pub use error::{Error, Result};
 pub use handle::Cgroup;
 pub use layout::{Layout, Mode};
-pub use plan::{Limits, Plan, Warning};
+pub use limits::Limits;
+pub use plan::{Plan, Warning};
+pub use report::Report;
 pub use stats::{BlockStats, CpuStats, MemoryStats, PidsStats, Stats};
+pub use systemd::Unit;

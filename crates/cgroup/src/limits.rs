@@ -1,452 +1,371 @@
-//! Limits as control files and their values, for v1 and v2. Pure.
+//! Limits of a container in one vocabulary for v1 and v2: parsed, checked, merged. Pure.
 
-use crate::layout::Layout;
-use crate::plan::{Limits, Warning};
+use std::collections::BTreeMap;
+
+use knarr_spec::runtime::{BlockIo, HugepageLimit, InterfacePriority, Rdma, Resources};
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Result};
 
-/// What Docker says where a wish that can be lived without is dropped.
-pub(crate) mod warning {
-    use super::Warning;
-
-    pub(crate) const SWAP: Warning = Warning(
-        "Your kernel does not support swap limit capabilities or the cgroup is not mounted. \
-         Memory limited without swap.",
-    );
-    pub(crate) const RESERVATION: Warning = Warning(
-        "Your kernel does not support memory soft limit capabilities or the cgroup is not \
-         mounted. Limitation discarded.",
-    );
-    pub(crate) const SWAPPINESS: Warning = Warning(
-        "Your kernel does not support memory swappiness capabilities or the cgroup is not \
-         mounted. Memory swappiness discarded.",
-    );
-    pub(crate) const OOM_KILL: Warning =
-        Warning("Your kernel does not support OomKillDisable. OomKillDisable discarded.");
-    pub(crate) const SHARES: Warning = Warning(
-        "Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded.",
-    );
-    pub(crate) const WEIGHT: Warning = Warning(
-        "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight \
-         discarded.",
-    );
+/// Limits in one vocabulary for v1 and v2; `None` is "not asked for". Bytes, microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Bytes of memory; -1 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<i64>,
+    /// Bytes of memory *and* swap together, as Docker and v1 count; -1 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_swap: Option<i64>,
+    /// Bytes that reclaim tries to leave alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_reservation: Option<i64>,
+    /// 0 to 100, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u64>,
+    /// Stop instead of killing when memory runs out, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disable_oom_killer: Option<bool>,
+    /// Relative weight, 2 to 262144, 1024 is normal (v1's scale).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Microseconds of CPU time per period; -1 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds, 1,000 to 1,000,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_period: Option<u64>,
+    /// Microseconds that may be saved up (Linux 5.14).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_burst: Option<u64>,
+    /// 1 makes all of it SCHED_IDLE (Linux 5.15).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_idle: Option<i64>,
+    /// CPUs, as a list of cpuset(7).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes, as a list of cpuset(7).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_mems: Option<String>,
+    /// The most processes and threads; -1 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<i64>,
+    /// 10 to 1000, 500 is normal (v1's scale).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_weight: Option<u16>,
+    /// Microseconds per period for realtime tasks, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_realtime_runtime: Option<i64>,
+    /// Microseconds, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_realtime_period: Option<u64>,
+    /// Bytes of kernel memory for TCP, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_tcp: Option<i64>,
+    /// Bytes of kernel memory: no kernel limits it alone any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<i64>,
+    /// A memory limit below what is in use is refused.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub check_before_update: bool,
+    /// Weights and rates of single block devices (its own weight is in `block_weight`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub block: BlockIo,
+    /// By size of the page.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub huge_pages: Vec<HugepageLimit>,
+    /// The class of packets, v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_class: Option<u32>,
+    /// Priorities of packets by interface, v1 only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network_priorities: Vec<InterfacePriority>,
+    /// By RDMA device.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rdma: BTreeMap<String, Rdma>,
+    /// v2 control files by name, written last.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unified: BTreeMap<String, String>,
 }
 
-/// One value for one control file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Setting {
-    /// Whose hierarchy it is in.
-    pub(crate) controller: &'static str,
-    /// In the v2 hierarchy, or in the v1 hierarchy of the controller.
-    pub(crate) unified: bool,
-    /// File names and values, of which the first that exists is written.
-    pub(crate) choices: Vec<(String, String)>,
-    /// If none exists: drop it with this sentence, or fail.
-    pub(crate) soft: Option<Warning>,
-}
-
-/// A controller for the limit `wanted`: on v2 (`true`) or v1.
-pub(crate) fn place(
-    layout: &Layout,
-    controller: &'static str,
-    wanted: &'static str,
-) -> Result<bool> {
-    if layout.legacy_with(controller).is_some() {
-        return Ok(false);
-    }
-    let on_v2 = v2_name(controller);
-    if layout
-        .unified
-        .as_ref()
-        .is_some_and(|unified| unified.has(on_v2))
-    {
-        return Ok(true);
-    }
-    Err(Error::MissingController {
-        wanted,
-        controller: if layout.legacy.is_empty() {
-            on_v2
-        } else {
-            controller
-        },
-        available: layout.controllers(),
-    })
-}
-
-/// What v2 calls a controller of v1.
-pub(crate) fn v2_name(controller: &'static str) -> &'static str {
-    match controller {
-        "blkio" => "io",
-        other => other,
-    }
-}
-
-/// All settings, in the order in which they must be written to a fresh cgroup.
-///
-/// # Errors
-/// [`Error::MissingController`], [`Error::Invalid`] for a combination that v2 cannot say.
-pub(crate) fn settings(limits: &Limits, layout: &Layout) -> Result<Vec<Setting>> {
-    let mut all = Vec::new();
-    let mut add = |controller, unified, file: &str, value: String| {
-        all.push(Setting {
-            controller,
-            unified,
-            choices: vec![(file.to_owned(), value)],
-            soft: None,
-        });
-    };
-
-    if let Some(list) = &limits.cpuset_mems {
-        let unified = place(layout, "cpuset", "list of memory nodes")?;
-        add("cpuset", unified, "cpuset.mems", list.clone());
-    }
-    if let Some(list) = &limits.cpuset_cpus {
-        let unified = place(layout, "cpuset", "list of CPUs")?;
-        add("cpuset", unified, "cpuset.cpus", list.clone());
-    }
-
-    if let Some(bytes) = limits.memory {
-        let unified = place(layout, "memory", "memory limit")?;
-        let file = if unified {
-            "memory.max"
-        } else {
-            "memory.limit_in_bytes"
-        };
-        add("memory", unified, file, amount(bytes, unified));
-    }
-    if let Some(bytes) = limits.memory_swap {
-        if place(layout, "memory", "swap limit")? {
-            add(
-                "memory",
-                true,
-                "memory.swap.max",
-                swap_alone(bytes, limits.memory)?,
-            );
-        } else {
-            add(
-                "memory",
-                false,
-                "memory.memsw.limit_in_bytes",
-                amount(bytes, false),
-            );
-        }
-    }
-    if let Some(bytes) = limits.memory_reservation {
-        let unified = place(layout, "memory", "memory reservation")?;
-        let file = if unified {
-            "memory.low"
-        } else {
-            "memory.soft_limit_in_bytes"
-        };
-        add("memory", unified, file, amount(bytes, unified));
-    }
-    if let Some(percent) = limits.swappiness {
-        let unified = place(layout, "memory", "swappiness")?;
-        add("memory", unified, "memory.swappiness", percent.to_string());
-    }
-    if let Some(disable) = limits.disable_oom_killer {
-        // Only v1 has it; v2 needs to be told nothing when it is off.
-        let unified = place(layout, "memory", "setting of the OOM killer")?;
-        if disable || !unified {
-            add(
-                "memory",
-                unified,
-                "memory.oom_control",
-                u8::from(disable).to_string(),
-            );
-        }
-    }
-
-    if let Some(shares) = limits.cpu_shares {
-        if place(layout, "cpu", "CPU weight")? {
-            add(
-                "cpu",
-                true,
-                "cpu.weight",
-                weight_of_shares(shares).to_string(),
-            );
-        } else {
-            add("cpu", false, "cpu.shares", shares.to_string());
-        }
-    }
-    if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
-        if place(layout, "cpu", "CPU quota")? {
-            let quota = match limits.cpu_quota {
-                Some(quota) if quota > 0 => quota.to_string(),
-                _ => "max".to_owned(),
+impl Limits {
+    /// Parses and checks a `linux.resources` section, without its device rules.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the limit and its value.
+    pub fn parse(resources: &Resources) -> Result<Self> {
+        let mut limits = Self::default();
+        // 0 is "not asked for" everywhere in Docker's and runc's world.
+        let asked = |value: Option<i64>| value.filter(|&value| value != 0);
+        if let Some(memory) = &resources.memory {
+            let bytes = |what: &str, value: Option<i64>| match asked(value) {
+                Some(bytes @ ..-1) => Err(Error::Invalid {
+                    what: format!("{what} {bytes}"),
+                    reason: "is negative; -1 is unlimited",
+                }),
+                other => Ok(other),
             };
-            let value = match limits.cpu_period {
-                Some(period) => format!("{quota} {period}"),
-                None => quota,
+            limits.memory = bytes("memory limit", memory.limit)?;
+            limits.memory_swap = bytes("memory+swap limit", memory.swap)?;
+            // No limit at all is what that means, as for runc.
+            if limits.memory == Some(-1) && limits.memory_swap.is_none() {
+                limits.memory_swap = Some(-1);
+            }
+            limits.memory_reservation = bytes("memory reservation", memory.reservation)?;
+            limits.kernel = bytes("kernel memory limit", memory.kernel)?;
+            limits.kernel_tcp = bytes("limit of kernel memory for TCP", memory.kernel_tcp)?;
+            limits.check_before_update = memory.check_before_update.unwrap_or_default();
+            if memory.use_hierarchy == Some(false) {
+                return Err(Error::Invalid {
+                    what: "memory.useHierarchy false".to_owned(),
+                    reason: "cannot be had: every kernel since 5.11 counts hierarchically",
+                });
+            }
+            if let (Some(swap @ 0..), Some(most)) = (limits.memory_swap, limits.memory)
+                && (most < 0 || swap < most)
+            {
+                return Err(Error::Invalid {
+                    what: format!("memory+swap limit {swap}"),
+                    reason: "is smaller than the memory limit",
+                });
+            }
+            if let (Some(reservation), Some(most @ 0..)) =
+                (limits.memory_reservation, limits.memory)
+                && reservation > most
+            {
+                return Err(Error::Invalid {
+                    what: format!("memory reservation {reservation}"),
+                    reason: "is larger than the memory limit",
+                });
+            }
+            limits.swappiness = memory.swappiness;
+            if let Some(percent @ 101..) = limits.swappiness {
+                return Err(Error::Invalid {
+                    what: format!("swappiness {percent}"),
+                    reason: "is not between 0 and 100",
+                });
+            }
+            limits.disable_oom_killer = memory.disable_oom_killer.filter(|&disable| disable);
+        }
+        if let Some(cpu) = &resources.cpu {
+            limits.cpu_shares = cpu.shares.filter(|&shares| shares != 0);
+            limits.cpu_quota = asked(cpu.quota);
+            limits.cpu_period = cpu.period.filter(|&period| period != 0);
+            limits.cpu_burst = cpu.burst;
+            limits.cpu_idle = cpu.idle;
+            limits.cpu_realtime_runtime = asked(cpu.realtime_runtime);
+            limits.cpu_realtime_period = cpu.realtime_period.filter(|&period| period != 0);
+            if let Some(idle) = limits.cpu_idle
+                && !(0..=1).contains(&idle)
+            {
+                return Err(Error::Invalid {
+                    what: format!("CPU idle setting {idle}"),
+                    reason: "is not 0 or 1",
+                });
+            }
+            if let Some(quota @ 1..1000) = limits.cpu_quota {
+                return Err(Error::Invalid {
+                    what: format!("CPU quota {quota}"),
+                    reason: "is less than 1000 microseconds",
+                });
+            }
+            if let Some(period) = limits.cpu_period
+                && !(1000..=1_000_000).contains(&period)
+            {
+                return Err(Error::Invalid {
+                    what: format!("CPU period {period}"),
+                    reason: "is not between 1000 and 1000000 microseconds",
+                });
+            }
+            let list = |what: &str, list: &Option<String>| match list.as_deref().map(str::trim) {
+                None | Some("") => Ok(None),
+                Some(text) if is_list(text) => Ok(Some(text.to_owned())),
+                Some(text) => Err(Error::Invalid {
+                    what: format!("{what} {text}"),
+                    reason: "is not a list such as 0-2,4",
+                }),
             };
-            add("cpu", true, "cpu.max", value);
-        } else {
-            if let Some(period) = limits.cpu_period {
-                add("cpu", false, "cpu.cfs_period_us", period.to_string());
+            limits.cpuset_cpus = list("list of CPUs", &cpu.cpus)?;
+            limits.cpuset_mems = list("list of memory nodes", &cpu.mems)?;
+        }
+        limits.pids = resources
+            .pids
+            .as_ref()
+            .and_then(|pids| asked(Some(pids.limit)));
+        if let Some(block) = &resources.block_io {
+            limits.block = check_block(block)?;
+            limits.block_weight = limits.block.weight.take();
+        }
+        for page in &resources.hugepage_limits {
+            let size = page
+                .page_size
+                .trim_end_matches("B")
+                .trim_end_matches(['K', 'M', 'G']);
+            if size.parse::<u32>().is_err() || page.page_size.len() - size.len() != 2 {
+                return Err(Error::Invalid {
+                    what: format!("limit of huge pages of `{}`", page.page_size),
+                    reason: "is for no size such as 2MB",
+                });
             }
-            if let Some(quota) = limits.cpu_quota {
-                let quota = if quota > 0 { quota } else { -1 };
-                add("cpu", false, "cpu.cfs_quota_us", quota.to_string());
+        }
+        limits.huge_pages.clone_from(&resources.hugepage_limits);
+        if let Some(network) = &resources.network {
+            limits.network_class = network.class_id.filter(|&class| class != 0);
+            limits.network_priorities.clone_from(&network.priorities);
+        }
+        let words = limits.network_priorities.iter().map(|p| &p.name);
+        for name in words.chain(resources.rdma.keys()) {
+            if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                return Err(Error::Invalid {
+                    what: format!("limit of the device `{name}`"),
+                    reason: "is for no name of a device",
+                });
             }
         }
-    }
-    if let Some(burst) = limits.cpu_burst {
-        let unified = place(layout, "cpu", "CPU burst")?;
-        let file = if unified {
-            "cpu.max.burst"
-        } else {
-            "cpu.cfs_burst_us"
-        };
-        add("cpu", unified, file, burst.to_string());
-    }
-    if let Some(idle) = limits.cpu_idle {
-        let unified = place(layout, "cpu", "CPU idle setting")?;
-        add("cpu", unified, "cpu.idle", idle.to_string());
-    }
-
-    if let Some(count) = limits.pids {
-        let unified = place(layout, "pids", "limit of processes")?;
-        let value = if count > 0 {
-            count.to_string()
-        } else {
-            "max".to_owned()
-        };
-        add("pids", unified, "pids.max", value);
-    }
-
-    if let Some(weight) = limits.block_weight {
-        let unified = place(layout, "blkio", "block I/O weight")?;
-        let same = weight.to_string();
-        let choices = if unified {
-            let spread = 1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990;
-            vec![
-                ("io.bfq.weight".to_owned(), same),
-                ("io.weight".to_owned(), spread.to_string()),
-            ]
-        } else {
-            vec![
-                ("blkio.bfq.weight".to_owned(), same.clone()),
-                ("blkio.weight".to_owned(), same),
-            ]
-        };
-        let controller = "blkio";
-        all.push(Setting {
-            controller,
-            unified,
-            choices,
-            soft: Some(warning::WEIGHT),
-        });
-    }
-
-    for (file, value) in &limits.unified {
-        if layout.unified.is_none() {
-            return Err(Error::Invalid {
-                what: format!("unified setting {file}"),
-                reason: "needs cgroup v2, which is not mounted",
-            });
+        limits.rdma.clone_from(&resources.rdma);
+        for file in resources.unified.keys() {
+            if file.contains('/') || !file.contains('.') || file.starts_with('.') {
+                return Err(Error::Invalid {
+                    what: format!("unified setting `{file}`"),
+                    reason: "is not the name of a control file",
+                });
+            }
         }
-        all.push(Setting {
-            controller: "unified",
-            unified: true,
-            choices: vec![(file.clone(), value.clone())],
-            soft: None,
-        });
-    }
-    Ok(all)
-}
-
-/// Bytes, or the word for no limit.
-fn amount(bytes: i64, unified: bool) -> String {
-    match (bytes, unified) {
-        (..0, true) => "max".to_owned(),
-        (..0, false) => "-1".to_owned(),
-        _ => bytes.to_string(),
-    }
-}
-
-/// v2 counts swap without memory.
-fn swap_alone(swap: i64, memory: Option<i64>) -> Result<String> {
-    match memory {
-        _ if swap < 0 => Ok("max".to_owned()),
-        Some(memory) if memory >= 0 => Ok(swap.saturating_sub(memory).max(0).to_string()),
-        _ => Err(Error::Invalid {
-            what: format!("memory+swap limit {swap}"),
-            reason: "needs a memory limit beside it",
-        }),
-    }
-}
-
-/// v1's shares (2 to 262144, normal 1024) as v2's weight (1 to 10000, normal 100): the curve through
-/// these three points that runc and crun use since 2025.
-fn weight_of_shares(shares: u64) -> u64 {
-    if shares <= 2 {
-        return 1;
-    }
-    if shares >= 262_144 {
-        return 10_000;
-    }
-    let log = (shares as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 1 and 10000 for shares between 2 and 2^18"
-    )]
-    let weight = 10f64.powf(exponent).ceil() as u64;
-    weight
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const V1: &str = "\
-1 0 0:1 / /c/memory rw - cgroup cgroup rw,memory
-1 0 0:2 / /c/cpu rw - cgroup cgroup rw,cpu
-1 0 0:3 / /c/cpuset rw - cgroup cgroup rw,cpuset
-1 0 0:4 / /c/pids rw - cgroup cgroup rw,pids
-1 0 0:5 / /c/blkio rw - cgroup cgroup rw,blkio
-";
-    const OWN: &str = "5:memory:/me\n4:cpu:/\n3:cpuset:/\n2:pids:/\n1:blkio:/\n0::/\n";
-
-    fn v1() -> Layout {
-        Layout::parse(V1, OWN).unwrap()
+        limits.unified.clone_from(&resources.unified);
+        Ok(limits)
     }
 
-    fn v2(controllers: &[&str]) -> Layout {
-        let mut layout = Layout::parse("1 0 0:1 / /c rw - cgroup2 none rw\n", "0::/\n").unwrap();
-        layout.unified.as_mut().unwrap().controllers =
-            controllers.iter().map(|name| (*name).to_owned()).collect();
-        layout
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
-    fn text(limits: &Limits, layout: &Layout) -> Vec<String> {
-        settings(limits, layout)
-            .unwrap()
-            .into_iter()
-            .map(|setting| {
-                let (file, value) = &setting.choices[0];
-                format!("{file} = {value}")
-            })
-            .collect()
-    }
-
-    fn everything() -> Limits {
-        Limits {
-            memory: Some(1 << 28),
-            memory_swap: Some(3 << 27),
-            memory_reservation: Some(1 << 27),
-            swappiness: None,
-            disable_oom_killer: Some(false),
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            cpu_period: Some(100_000),
-            cpu_burst: Some(1000),
-            cpu_idle: None,
-            cpuset_cpus: Some("0-1".to_owned()),
-            cpuset_mems: Some("0".to_owned()),
-            pids: Some(64),
-            block_weight: Some(500),
-            unified: Default::default(),
+    /// Takes over what `newer` asks for.
+    pub(crate) fn merge(&mut self, newer: &Self) {
+        fn take<T: Clone>(into: &mut Option<T>, from: &Option<T>) {
+            if from.is_some() {
+                into.clone_from(from);
+            }
         }
-    }
-
-    #[test]
-    fn limits_become_files_of_v1() {
-        assert_eq!(
-            text(&everything(), &v1()),
-            [
-                "cpuset.mems = 0",
-                "cpuset.cpus = 0-1",
-                "memory.limit_in_bytes = 268435456",
-                "memory.memsw.limit_in_bytes = 402653184",
-                "memory.soft_limit_in_bytes = 134217728",
-                "memory.oom_control = 0",
-                "cpu.shares = 1024",
-                "cpu.cfs_period_us = 100000",
-                "cpu.cfs_quota_us = 50000",
-                "cpu.cfs_burst_us = 1000",
-                "pids.max = 64",
-                "blkio.bfq.weight = 500",
-            ]
+        take(&mut self.memory, &newer.memory);
+        take(&mut self.memory_swap, &newer.memory_swap);
+        take(&mut self.memory_reservation, &newer.memory_reservation);
+        take(&mut self.swappiness, &newer.swappiness);
+        take(&mut self.disable_oom_killer, &newer.disable_oom_killer);
+        take(&mut self.cpu_shares, &newer.cpu_shares);
+        take(&mut self.cpu_quota, &newer.cpu_quota);
+        take(&mut self.cpu_period, &newer.cpu_period);
+        take(&mut self.cpu_burst, &newer.cpu_burst);
+        take(&mut self.cpu_idle, &newer.cpu_idle);
+        take(&mut self.cpuset_cpus, &newer.cpuset_cpus);
+        take(&mut self.cpuset_mems, &newer.cpuset_mems);
+        take(&mut self.pids, &newer.pids);
+        take(&mut self.block_weight, &newer.block_weight);
+        take(&mut self.cpu_realtime_runtime, &newer.cpu_realtime_runtime);
+        take(&mut self.cpu_realtime_period, &newer.cpu_realtime_period);
+        take(&mut self.kernel_tcp, &newer.kernel_tcp);
+        take(&mut self.network_class, &newer.network_class);
+        fn renew<T: Clone, K: PartialEq>(into: &mut Vec<T>, from: &[T], key: impl Fn(&T) -> K) {
+            into.retain(|old| from.iter().all(|new| key(new) != key(old)));
+            into.extend_from_slice(from);
+        }
+        let (block, newer_block) = (&mut self.block, &newer.block);
+        renew(
+            &mut block.weight_device,
+            &newer_block.weight_device,
+            |device| (device.major, device.minor),
         );
-    }
-
-    #[test]
-    fn limits_become_files_of_v2() {
-        let layout = v2(&["memory", "cpu", "cpuset", "pids", "io"]);
-        assert_eq!(
-            text(&everything(), &layout),
-            [
-                "cpuset.mems = 0",
-                "cpuset.cpus = 0-1",
-                "memory.max = 268435456",
-                "memory.swap.max = 134217728",
-                "memory.low = 134217728",
-                "cpu.weight = 100",
-                "cpu.max = 50000 100000",
-                "cpu.max.burst = 1000",
-                "pids.max = 64",
-                "io.bfq.weight = 500",
-            ]
-        );
-        let unlimited = Limits {
-            memory: Some(-1),
-            memory_swap: Some(-1),
-            cpu_quota: Some(-1),
-            pids: Some(0),
-            ..Limits::default()
-        };
-        assert_eq!(
-            text(&unlimited, &layout),
-            [
-                "memory.max = max",
-                "memory.swap.max = max",
-                "cpu.max = max",
-                "pids.max = max"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_missing_controller_is_named_with_what_is_there() {
-        use knarr_diag::Explain as _;
-        let limits = Limits {
-            cpuset_cpus: Some("0".to_owned()),
-            ..Limits::default()
-        };
-        let error = settings(&limits, &v2(&["memory", "pids"])).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the list of CPUs needs the cgroup controller `cpuset`, which is not available"
-        );
-        assert!(
-            error
-                .hint()
-                .unwrap()
-                .ends_with("available are: memory, pids")
-        );
-    }
-
-    #[test]
-    fn swap_without_memory_cannot_be_said_on_v2() {
-        let limits = Limits {
-            memory_swap: Some(5),
-            ..Limits::default()
-        };
-        assert!(settings(&limits, &v2(&["memory"])).is_err());
-        assert!(settings(&limits, &v1()).is_ok());
-    }
-
-    #[test]
-    fn shares_become_weights_along_the_common_curve() {
-        for (shares, weight) in [
-            (2, 1),
-            (1024, 100),
-            (262_144, 10_000),
-            (512, 59),
-            (2048, 174),
+        for (into, from) in [
+            (
+                &mut block.throttle_read_bps_device,
+                &newer_block.throttle_read_bps_device,
+            ),
+            (
+                &mut block.throttle_write_bps_device,
+                &newer_block.throttle_write_bps_device,
+            ),
+            (
+                &mut block.throttle_read_iops_device,
+                &newer_block.throttle_read_iops_device,
+            ),
+            (
+                &mut block.throttle_write_iops_device,
+                &newer_block.throttle_write_iops_device,
+            ),
         ] {
-            assert_eq!(weight_of_shares(shares), weight, "{shares}");
+            renew(into, from, |device| (device.major, device.minor));
         }
+        renew(&mut self.huge_pages, &newer.huge_pages, |page| {
+            page.page_size.clone()
+        });
+        renew(
+            &mut self.network_priorities,
+            &newer.network_priorities,
+            |one| one.name.clone(),
+        );
+        let rdma = newer
+            .rdma
+            .iter()
+            .map(|(name, limit)| (name.clone(), limit.clone()));
+        self.rdma.extend(rdma);
+        let unified = newer
+            .unified
+            .iter()
+            .map(|(file, value)| (file.clone(), value.clone()));
+        self.unified.extend(unified);
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The block I/O section with numbers that a kernel takes; 0 is "not asked for" in a weight.
+fn check_block(block: &BlockIo) -> Result<BlockIo> {
+    let weight = |of: &str, weight: Option<u16>| match weight.filter(|&weight| weight != 0) {
+        Some(weight) if !(10..=1000).contains(&weight) => Err(Error::Invalid {
+            what: format!("block I/O weight{of} {weight}"),
+            reason: "is not between 10 and 1000",
+        }),
+        weight => Ok(weight),
+    };
+    let number = |major: i64, minor: i64| {
+        let good = |number| (0..1 << 20).contains(&number);
+        if good(major) && good(minor) {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            what: format!("block I/O limit of device {major}:{minor}"),
+            reason: "has a device number out of range",
+        })
+    };
+    let mut checked = block.clone();
+    checked.weight = weight("", block.weight)?;
+    for device in &mut checked.weight_device {
+        number(device.major, device.minor)?;
+        let of = format!(" of device {}:{}", device.major, device.minor);
+        device.weight = weight(&of, device.weight)?;
+    }
+    [
+        &block.throttle_read_bps_device,
+        &block.throttle_write_bps_device,
+        &block.throttle_read_iops_device,
+        &block.throttle_write_iops_device,
+    ]
+    .into_iter()
+    .flatten()
+    .try_for_each(|device| number(device.major, device.minor))?;
+    Ok(checked)
+}
+
+/// The list format of cpuset(7), without strides.
+fn is_list(text: &str) -> bool {
+    text.split(',').all(|range| {
+        let mut ends = range.splitn(2, '-').map(|end| end.trim().parse::<u32>());
+        match (ends.next(), ends.next()) {
+            (Some(Ok(_)), None) => true,
+            (Some(Ok(first)), Some(Ok(last))) => first <= last,
+            _ => false,
+        }
+    })
 }

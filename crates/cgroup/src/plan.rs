@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::control;
 use crate::devices::DeviceRule;
 use crate::layout::{Hierarchy, Layout};
-use crate::limits::{self, warning};
+use crate::limits::Limits;
+use crate::settings::{self, warning};
+use crate::systemd::Unit;
 use crate::{Error, Result};
 
-/// The version of [`Plan`] that this Knarr writes.
-pub(crate) const VERSION: u32 = 1;
+/// The newest version of [`Plan`] that this Knarr reads. One with a unit is written as 2.
+pub(crate) const VERSION: u32 = 2;
 
 /// Where a container's cgroup is and what it is limited to. Resolved against one machine: every
 /// later call on the container opens it with the same plan.
@@ -26,63 +28,15 @@ pub struct Plan {
     /// v1 hierarchies (by controller) where `path` lies below another cgroup: the caller's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bases: BTreeMap<String, String>,
+    /// The systemd unit whose cgroup it is; without one Knarr makes the cgroup itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// The limits.
     #[serde(default)]
     pub limits: Limits,
     /// In order, later rules win. Empty means that all devices are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceRule>,
-}
-
-/// Limits in one vocabulary for v1 and v2; `None` is "not asked for". Bytes, microseconds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Bytes of memory; -1 is unlimited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<i64>,
-    /// Bytes of memory *and* swap together, as Docker and v1 count; -1 is unlimited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_swap: Option<i64>,
-    /// Bytes that reclaim tries to leave alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_reservation: Option<i64>,
-    /// 0 to 100, v1 only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub swappiness: Option<u64>,
-    /// Stop instead of killing when memory runs out, v1 only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disable_oom_killer: Option<bool>,
-    /// Relative weight, 2 to 262144, 1024 is normal (v1's scale).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of CPU time per period; -1 is unlimited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_quota: Option<i64>,
-    /// Microseconds, 1,000 to 1,000,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_period: Option<u64>,
-    /// Microseconds that may be saved up (Linux 5.14).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_burst: Option<u64>,
-    /// 1 makes all of it SCHED_IDLE (Linux 5.15).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_idle: Option<i64>,
-    /// CPUs, as a list of cpuset(7).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes, as a list of cpuset(7).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpuset_mems: Option<String>,
-    /// The most processes and threads; -1 is unlimited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pids: Option<i64>,
-    /// 10 to 1000, 500 is normal (v1's scale).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub block_weight: Option<u16>,
-    /// v2 control files by name, written last.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub unified: BTreeMap<String, String>,
 }
 
 /// A limit that was left out because this kernel cannot do it. `Display` is Docker's sentence.
@@ -101,19 +55,14 @@ impl Plan {
     }
 
     /// Decides from an OCI `linux.resources` and `linux.cgroupsPath`. A relative `path` goes below
-    /// the root of v2 and below the caller's own cgroup in each v1 hierarchy; an absolute one is
-    /// taken below the mount point everywhere.
+    /// the root of v2 (who may not write there: below what is delegated to the caller) and below the
+    /// caller's own cgroup in each v1 hierarchy; an absolute one is taken below the mount point
+    /// everywhere.
     ///
     /// # Errors
     /// [`Error::Invalid`] and [`Error::BadPath`] for what no kernel takes,
-    /// [`Error::MissingController`] for what this one lacks.
+    /// [`Error::MissingController`] for what this one lacks, [`Error::NotDelegated`].
     pub fn from_resources(layout: &Layout, resources: &Resources, path: &str) -> Result<Self> {
-        let limits = Limits::parse(resources)?;
-        let devices = resources
-            .devices
-            .iter()
-            .map(DeviceRule::parse)
-            .collect::<Result<Vec<_>>>()?;
         check_path(path)?;
         let mut bases = BTreeMap::new();
         if !path.starts_with('/') {
@@ -125,17 +74,45 @@ impl Plan {
                 }
             }
         }
-        let path = format!("/{}", path.trim_matches('/'));
+        let below = match path.starts_with('/') {
+            true => "",
+            false => layout.delegated()?,
+        };
+        let path = format!("{below}/{}", path.trim_matches('/'));
+        Self::resolve(layout, resources, path, bases, None)
+    }
+
+    /// [`Self::from_resources`] with systemd as the maker: the cgroup is that of a scope.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn for_systemd(layout: &Layout, resources: &Resources, unit: Unit) -> Result<Self> {
+        let path = unit.path()?;
+        Self::resolve(layout, resources, path, BTreeMap::new(), Some(unit))
+    }
+
+    fn resolve(
+        layout: &Layout,
+        resources: &Resources,
+        path: String,
+        bases: BTreeMap<String, String>,
+        unit: Option<Unit>,
+    ) -> Result<Self> {
         let plan = Self {
-            version: VERSION,
+            version: if unit.is_some() { 2 } else { 1 },
             path,
             bases,
-            limits,
-            devices,
+            unit,
+            limits: Limits::parse(resources)?,
+            devices: resources
+                .devices
+                .iter()
+                .map(DeviceRule::parse)
+                .collect::<Result<Vec<_>>>()?,
         };
         let mut softened = plan.clone();
         softened.soften(layout);
-        limits::settings(&softened.limits, layout)?;
+        settings::settings(&softened.limits, layout)?;
         Ok(plan)
     }
 
@@ -151,13 +128,26 @@ impl Plan {
                 .legacy_with(controller)
                 .is_some_and(|hierarchy| control::exists(&hierarchy.mount.join(file)))
         };
-        let memory_on_v2 = limits::place(layout, "memory", "").unwrap_or(false);
-        if limits.memory_swap.is_some_and(|swap| swap != -1)
+        let memory_on_v2 = settings::place(layout, "memory", "").unwrap_or(false);
+        if let Some(swap) = limits.memory_swap
             && !memory_on_v2
             && !v1_has("memory", "memory.memsw.limit_in_bytes")
         {
             limits.memory_swap = None;
-            warnings.push(warning::SWAP);
+            if swap != -1 {
+                warnings.push(warning::SWAP);
+            }
+        }
+        if limits.kernel.take().is_some() {
+            warnings.push(warning::KERNEL_MEMORY);
+        }
+        let leaf = limits.block.leaf_weight.take();
+        let leaves = limits.block.weight_device.iter_mut();
+        if leaves
+            .fold(leaf, |leaf, device| leaf.or(device.leaf_weight.take()))
+            .is_some()
+        {
+            warnings.push(warning::LEAF_WEIGHT);
         }
         if limits.memory_reservation.is_some()
             && !memory_on_v2
@@ -176,13 +166,17 @@ impl Plan {
             }
             limits.disable_oom_killer = None;
         }
-        if limits.cpu_shares.is_some() && limits::place(layout, "cpu", "").is_err() {
+        if limits.cpu_shares.is_some() && settings::place(layout, "cpu", "").is_err() {
             limits.cpu_shares = None;
             warnings.push(warning::SHARES);
         }
-        if limits.block_weight.is_some() && limits::place(layout, "blkio", "").is_err() {
-            limits.block_weight = None;
-            warnings.push(warning::WEIGHT);
+        if settings::place(layout, "blkio", "").is_err() {
+            if limits.block_weight.take().is_some() {
+                warnings.push(warning::WEIGHT);
+            }
+            if !std::mem::take(&mut limits.block.weight_device).is_empty() {
+                warnings.push(warning::WEIGHT_DEVICE);
+            }
         }
         warnings
     }
@@ -192,7 +186,8 @@ impl Plan {
     /// [`Cgroup::join_limits`]: crate::Cgroup::join_limits
     pub fn needs_join(&self, layout: &Layout) -> bool {
         layout.unified.is_none()
-            || limits::settings(&self.limits, layout)
+            || self.unit.is_some()
+            || settings::settings(&self.limits, layout)
                 .is_ok_and(|settings| settings.iter().any(|setting| !setting.unified))
     }
 
@@ -239,156 +234,6 @@ fn check_path(path: &str) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Limits {
-    /// Parses and checks a `linux.resources` section, without its device rules.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names the limit and its value.
-    pub fn parse(resources: &Resources) -> Result<Self> {
-        let mut limits = Self::default();
-        // 0 is "not asked for" everywhere in Docker's and runc's world.
-        let asked = |value: Option<i64>| value.filter(|&value| value != 0);
-        if let Some(memory) = &resources.memory {
-            let bytes = |what: &str, value: Option<i64>| match asked(value) {
-                Some(bytes @ ..-1) => Err(Error::Invalid {
-                    what: format!("{what} {bytes}"),
-                    reason: "is negative; -1 is unlimited",
-                }),
-                other => Ok(other),
-            };
-            limits.memory = bytes("memory limit", memory.limit)?;
-            limits.memory_swap = bytes("memory+swap limit", memory.swap)?;
-            limits.memory_reservation = bytes("memory reservation", memory.reservation)?;
-            if let (Some(swap @ 0..), Some(most)) = (limits.memory_swap, limits.memory)
-                && (most < 0 || swap < most)
-            {
-                return Err(Error::Invalid {
-                    what: format!("memory+swap limit {swap}"),
-                    reason: "is smaller than the memory limit",
-                });
-            }
-            if let (Some(reservation), Some(most @ 0..)) =
-                (limits.memory_reservation, limits.memory)
-                && reservation > most
-            {
-                return Err(Error::Invalid {
-                    what: format!("memory reservation {reservation}"),
-                    reason: "is larger than the memory limit",
-                });
-            }
-            limits.swappiness = memory.swappiness;
-            if let Some(percent @ 101..) = limits.swappiness {
-                return Err(Error::Invalid {
-                    what: format!("swappiness {percent}"),
-                    reason: "is not between 0 and 100",
-                });
-            }
-            limits.disable_oom_killer = memory.disable_oom_killer.filter(|&disable| disable);
-        }
-        if let Some(cpu) = &resources.cpu {
-            limits.cpu_shares = cpu.shares.filter(|&shares| shares != 0);
-            limits.cpu_quota = asked(cpu.quota);
-            limits.cpu_period = cpu.period.filter(|&period| period != 0);
-            limits.cpu_burst = cpu.burst;
-            limits.cpu_idle = cpu.idle;
-            if let Some(quota @ 1..1000) = limits.cpu_quota {
-                return Err(Error::Invalid {
-                    what: format!("CPU quota {quota}"),
-                    reason: "is less than 1000 microseconds",
-                });
-            }
-            if let Some(period) = limits.cpu_period
-                && !(1000..=1_000_000).contains(&period)
-            {
-                return Err(Error::Invalid {
-                    what: format!("CPU period {period}"),
-                    reason: "is not between 1000 and 1000000 microseconds",
-                });
-            }
-            let list = |what: &str, list: &Option<String>| match list.as_deref().map(str::trim) {
-                None | Some("") => Ok(None),
-                Some(text) if is_list(text) => Ok(Some(text.to_owned())),
-                Some(text) => Err(Error::Invalid {
-                    what: format!("{what} {text}"),
-                    reason: "is not a list such as 0-2,4",
-                }),
-            };
-            limits.cpuset_cpus = list("list of CPUs", &cpu.cpus)?;
-            limits.cpuset_mems = list("list of memory nodes", &cpu.mems)?;
-        }
-        limits.pids = resources
-            .pids
-            .as_ref()
-            .and_then(|pids| asked(Some(pids.limit)));
-        if let Some(weight) = resources.block_io.as_ref().and_then(|io| io.weight)
-            && weight != 0
-        {
-            if !(10..=1000).contains(&weight) {
-                return Err(Error::Invalid {
-                    what: format!("block I/O weight {weight}"),
-                    reason: "is not between 10 and 1000",
-                });
-            }
-            limits.block_weight = Some(weight);
-        }
-        for file in resources.unified.keys() {
-            if file.contains('/') || !file.contains('.') || file.starts_with('.') {
-                return Err(Error::Invalid {
-                    what: format!("unified setting `{file}`"),
-                    reason: "is not the name of a control file",
-                });
-            }
-        }
-        limits.unified.clone_from(&resources.unified);
-        Ok(limits)
-    }
-
-    /// Whether nothing is asked for.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Takes over what `newer` asks for.
-    pub(crate) fn merge(&mut self, newer: &Self) {
-        fn take<T: Clone>(into: &mut Option<T>, from: &Option<T>) {
-            if from.is_some() {
-                into.clone_from(from);
-            }
-        }
-        take(&mut self.memory, &newer.memory);
-        take(&mut self.memory_swap, &newer.memory_swap);
-        take(&mut self.memory_reservation, &newer.memory_reservation);
-        take(&mut self.swappiness, &newer.swappiness);
-        take(&mut self.disable_oom_killer, &newer.disable_oom_killer);
-        take(&mut self.cpu_shares, &newer.cpu_shares);
-        take(&mut self.cpu_quota, &newer.cpu_quota);
-        take(&mut self.cpu_period, &newer.cpu_period);
-        take(&mut self.cpu_burst, &newer.cpu_burst);
-        take(&mut self.cpu_idle, &newer.cpu_idle);
-        take(&mut self.cpuset_cpus, &newer.cpuset_cpus);
-        take(&mut self.cpuset_mems, &newer.cpuset_mems);
-        take(&mut self.pids, &newer.pids);
-        take(&mut self.block_weight, &newer.block_weight);
-        let unified = newer
-            .unified
-            .iter()
-            .map(|(file, value)| (file.clone(), value.clone()));
-        self.unified.extend(unified);
-    }
-}
-
-/// The list format of cpuset(7), without strides.
-fn is_list(text: &str) -> bool {
-    text.split(',').all(|range| {
-        let mut ends = range.splitn(2, '-').map(|end| end.trim().parse::<u32>());
-        match (ends.next(), ends.next()) {
-            (Some(Ok(_)), None) => true,
-            (Some(Ok(first)), Some(Ok(last))) => first <= last,
-            _ => false,
-        }
-    })
 }
 
 #[cfg(test)]
@@ -557,10 +402,10 @@ mod tests {
     #[test]
     fn a_plan_of_a_later_format_is_refused() {
         let mut plan = Plan::from_resources(&layout(), &Resources::default(), "knarr-x").unwrap();
-        plan.version = 2;
+        plan.version = 3;
         assert!(matches!(
             plan.check_version(),
-            Err(Error::Version { found: 2, known: 1 })
+            Err(Error::Version { found: 3, known: 2 })
         ));
     }
 }

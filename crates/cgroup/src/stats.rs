@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, control};
+use crate::{Cgroup, Result, control};
 
 /// Numbers of one moment. A part is `None` where no controller counts it for this container (yet:
 /// on v1 see [`Cgroup::join_stats`](crate::Cgroup::join_stats)).
@@ -76,6 +76,80 @@ pub struct BlockStats {
     pub reads: u64,
     /// Requests.
     pub writes: u64,
+}
+
+impl Cgroup {
+    /// What was used until now.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats::default();
+        if let Some(unified) = &self.unified {
+            let dir = &unified.path;
+            stats.cpu = control::try_read(&dir.join("cpu.stat"))?.map(|text| cpu_of_v2(&text));
+            stats.memory = memory_of_v2(dir)?;
+            stats.pids = pids(dir)?;
+            stats.block = block_of_v2(dir)?;
+        }
+        if let Some(dir) = self.legacy_with("cpuacct")
+            && stats.cpu.is_none()
+            && let Some(total) = number(&dir, "cpuacct.usage")?
+        {
+            stats.cpu = Some(CpuStats {
+                total,
+                user: number(&dir, "cpuacct.usage_user")?.unwrap_or_default(),
+                system: number(&dir, "cpuacct.usage_sys")?.unwrap_or_default(),
+                ..CpuStats::default()
+            });
+        }
+        if let Some(dir) = self.legacy_with("cpu")
+            && let Some(cpu) = &mut stats.cpu
+            && let Some(text) = control::try_read(&dir.join("cpu.stat"))?
+        {
+            throttling_of_v1(&text, cpu);
+        }
+        if let Some(dir) = self.legacy_with("memory") {
+            stats.memory = memory_of_v1(&dir)?;
+        }
+        if let Some(dir) = self.legacy_with("pids") {
+            stats.pids = pids(&dir)?;
+        }
+        if stats.pids.is_none() {
+            let mut threads = Vec::new();
+            let (dir, file) = match &self.unified {
+                Some(unified) => (unified.path.clone(), "cgroup.threads"),
+                None => (self.identity()?, "tasks"),
+            };
+            control::ids_below(&dir, file, &mut threads)?;
+            stats.pids = Some(PidsStats {
+                current: u64::try_from(threads.len()).unwrap_or(u64::MAX),
+                limit: None,
+            });
+        }
+        if let Some(dir) = self.legacy_with("blkio") {
+            stats.block = block_of_v1(&dir)?;
+        }
+        Ok(stats)
+    }
+
+    /// How many processes the kernel killed in it because memory ran out; 0 where nobody counts.
+    /// Ask before [`Self::remove`].
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn oom_kills(&self) -> Result<u64> {
+        let file = match (self.legacy_with("memory"), &self.unified) {
+            (Some(dir), _) => dir.join("memory.oom_control"),
+            (None, Some(unified)) => unified.path.join("memory.events"),
+            (None, None) => return Ok(0),
+        };
+        let text = control::try_read(&file)?.unwrap_or_default();
+        Ok(control::keyed(&text)
+            .get("oom_kill")
+            .copied()
+            .unwrap_or_default())
+    }
 }
 
 impl MemoryStats {

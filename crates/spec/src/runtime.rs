@@ -17,7 +17,7 @@ macro_rules! spec_types {
         struct $name:ident { $( $(#[$fmeta:meta])* $field:ident : $ty:ty ),* $(,)? }
     )*) => { $(
         $(#[$meta])*
-        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
         pub struct $name { $( $(#[$fmeta])* #[expect(missing_docs, reason = "named and explained by the specification")] pub $field: $ty ),* }
     )* };
