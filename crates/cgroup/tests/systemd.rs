@@ -92,8 +92,7 @@ fn dir(plan: &Plan) -> PathBuf {
 }
 
 fn file(plan: &Plan, name: &str) -> String {
-    let path = dir(plan).join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    let text = std::fs::read_to_string(dir(plan).join(name)).unwrap();
     text.trim().to_owned()
 }
 
