@@ -82,7 +82,7 @@ impl Cgroup {
     /// What was used until now.
     ///
     /// # Errors
-    /// [`Error::Read`].
+    /// [`Error::Read`](crate::Error::Read).
     pub fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
         if let Some(unified) = &self.unified {
@@ -137,7 +137,7 @@ impl Cgroup {
     /// Ask before [`Self::remove`].
     ///
     /// # Errors
-    /// [`Error::Read`].
+    /// [`Error::Read`](crate::Error::Read).
     pub fn oom_kills(&self) -> Result<u64> {
         let file = match (self.legacy_with("memory"), &self.unified) {
             (Some(dir), _) => dir.join("memory.oom_control"),
