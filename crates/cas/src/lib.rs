@@ -5,7 +5,8 @@
 //! ```text
 //! blobs/sha256/<hex>        the bytes; visible only whole and durable
 //! blobs/partial/            what is still being written: unnamed, or `.<random>` for the instant
-//!                           before its rename; `.lease` is the lock of `Store::lease`
+//!                           before its rename; `.lease` is the lock of `Store::lease`;
+//!                           `<hex>/` a blob that is partly here (kept by `knarr-image`)
 //! blobs/damaged/<hex>       set aside because its bytes no longer give its name
 //! ```
 //!

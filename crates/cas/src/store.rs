@@ -13,6 +13,9 @@ use rustix::io::Errno;
 
 use crate::{Error, Hasher, Result};
 
+/// How long what came of a blob waits for the rest of it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
 /// The lock file of [`Store::lease`], in `partial/`.
 const LEASE: &str = ".lease";
 
@@ -235,18 +238,29 @@ impl Store {
         Ok(gone)
     }
 
-    /// What killed writers left in `partial/`; only while nobody holds a lease.
+    /// Where blobs are that are only partly here, each a folder named by its digest.
+    pub fn partials(&self) -> PathBuf {
+        self.partial.clone()
+    }
+
+    /// What killed writers left in `partial/`, and partly fetched blobs that nobody went on with
+    /// for a week; only while nobody holds a lease.
     fn remove_leftovers(&self) -> Result<()> {
-        let entries = std::fs::read_dir(&self.partial).map_err(knarr_fs::Error::of_io(
-            "list",
-            "open",
-            &self.partial,
-        ))?;
+        let failed = |call| knarr_fs::Error::of_io("list", call, &self.partial);
+        let entries = std::fs::read_dir(&self.partial).map_err(failed("open"))?;
         for entry in entries {
-            let entry = entry.map_err(knarr_fs::Error::of_io("list", "getdents", &self.partial))?;
-            if entry.file_name() != LEASE {
-                knarr_fs::remove_file(&entry.path())?;
+            let entry = entry.map_err(failed("getdents"))?;
+            let name = entry.file_name();
+            if name == LEASE {
+                continue;
             }
+            let metadata = entry.metadata().map_err(failed("stat"))?;
+            let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
+            let is_partial = name.to_str().is_some_and(|n| Digest::from_hex(n).is_ok());
+            if metadata.is_dir() && is_partial && age.is_none_or(|age| age < PATIENCE) {
+                continue;
+            }
+            knarr_fs::remove_tree(&entry.path())?;
         }
         Ok(())
     }

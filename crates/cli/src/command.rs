@@ -23,11 +23,14 @@ mod info;
 mod inspect;
 mod kill;
 mod load;
+mod login;
 mod logs;
 mod pause;
 mod prune;
 mod ps;
 mod pull;
+mod push;
+mod remote;
 mod remove;
 mod rename;
 mod restart;
@@ -153,13 +156,17 @@ static COMMANDS: &[&Command] = &[
     &inspect::COMMAND,
     &kill::COMMAND,
     &load::COMMAND,
+    &login::LOGIN,
+    &login::LOGOUT,
     &logs::COMMAND,
     &pause::PAUSE,
+    &push::COMMAND,
     &rename::COMMAND,
     &restart::COMMAND,
     &remove::COMMAND,
     &rmi::COMMAND,
     &save::COMMAND,
+    &remote::SEARCH,
     &start::COMMAND,
     &stats::COMMAND,
     &stop::COMMAND,
@@ -175,6 +182,8 @@ static COMMANDS: &[&Command] = &[
     &image_mount::MOUNT,
     &image_tree::COMMAND,
     &image_mount::UNMOUNT,
+    &remote::TAGS,
+    &remote::DELETE,
     &prune::CONTAINERS,
     &prune::IMAGES,
     &system::CHECK,

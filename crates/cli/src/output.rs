@@ -17,6 +17,11 @@ pub(crate) fn line(text: &str) -> Result<()> {
     bytes(format!("{text}\n").as_bytes())
 }
 
+/// Asks for something: text without a line's end.
+pub(crate) fn prompt(text: &str) -> Result<()> {
+    print(text)
+}
+
 /// Writes bytes to standard output and flushes.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();

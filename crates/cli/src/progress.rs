@@ -1,4 +1,5 @@
-//! How a pull is doing: bars on a terminal, a line per change elsewhere, as Docker shows it.
+//! How a pull or push is doing: bars on a terminal, a line per change elsewhere, as Docker shows it,
+//! or its engine's JSON lines.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use knarr_engine::image::{Event, LayerState, Progress};
 use knarr_spec::{Digest, Reference};
+use serde_json::{Value, json};
 
+use crate::flag::Parsed;
 use crate::{attachment, terminal, units};
 
 /// Bars are drawn anew at most this often.
@@ -17,7 +20,42 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) enum Place {
     Stdout,
     Stderr,
+    /// Standard output, a line per change even on a terminal.
+    Plain,
+    /// Standard output, a JSON object per change (Docker Engine API, `JSONMessage`).
+    Json,
     Nowhere,
+}
+
+/// What `--progress` may be.
+pub(crate) fn check(text: &str) -> std::result::Result<(), String> {
+    match text {
+        "auto" | "plain" | "tty" | "quiet" | "json" => Ok(()),
+        _ => Err("use auto, plain, tty, quiet or json".to_owned()),
+    }
+}
+
+impl Place {
+    /// As `--quiet` and `--progress` say.
+    pub(crate) fn of(line: &Parsed) -> Self {
+        if line.on("quiet") {
+            return Self::Nowhere;
+        }
+        match line.text("progress") {
+            "quiet" => Self::Nowhere,
+            "plain" => Self::Plain,
+            "json" => Self::Json,
+            _ => Self::Stdout,
+        }
+    }
+}
+
+/// What is said of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Pull,
+    Load,
+    Push,
 }
 
 /// Receives what the image store tells, and draws it.
@@ -26,8 +64,7 @@ pub(crate) struct Bars {
     place: Place,
     /// Columns of the terminal, where it is one.
     width: Option<usize>,
-    /// What is said of layers: pulled ones get Docker's words for a pull.
-    pulls: bool,
+    words: Words,
     /// Printed before the first pull.
     announce: Option<String>,
     state: Mutex<State>,
@@ -52,12 +89,12 @@ impl Bars {
         let terminal = match place {
             Place::Stdout => terminal::is_terminal(io::stdout()),
             Place::Stderr => terminal::is_terminal(io::stderr()),
-            Place::Nowhere => false,
+            Place::Plain | Place::Json | Place::Nowhere => false,
         };
         Self {
             place,
             width: terminal.then(|| terminal::size().map_or(80, |(_, columns)| columns.into())),
-            pulls: true,
+            words: Words::Pull,
             announce: None,
             state: Mutex::default(),
         }
@@ -85,8 +122,16 @@ impl Bars {
         };
         Self {
             place,
-            pulls: false,
+            words: Words::Load,
             ..bars
+        }
+    }
+
+    /// For `push`.
+    pub(crate) fn for_push(place: Place) -> Self {
+        Self {
+            words: Words::Push,
+            ..Self::new(place)
         }
     }
 
@@ -97,13 +142,13 @@ impl Bars {
             return;
         };
         if let Some(digest) = &state.resolved {
-            self.write(&format!("Digest: {digest}\n"));
+            self.say(&format!("Digest: {digest}"));
         }
         let familiar = reference.familiar();
-        self.write(&if newer {
-            format!("Status: Downloaded newer image for {familiar}\n")
+        self.say(&if newer {
+            format!("Status: Downloaded newer image for {familiar}")
         } else {
-            format!("Status: Image is up to date for {familiar}\n")
+            format!("Status: Image is up to date for {familiar}")
         });
     }
 
@@ -113,10 +158,22 @@ impl Bars {
         state.reference.is_some()
     }
 
+    /// A line of its own.
+    pub(crate) fn say(&self, text: &str) {
+        match self.place {
+            Place::Json => self.json(json!({"status": text})),
+            _ => self.write(&format!("{text}\n")),
+        }
+    }
+
+    fn json(&self, message: Value) {
+        self.write(&format!("{message}\n"));
+    }
+
     fn write(&self, text: &str) {
         // Progress that nobody can see is no reason to fail.
         match self.place {
-            Place::Stdout => {
+            Place::Stdout | Place::Plain | Place::Json => {
                 let mut out = io::stdout().lock();
                 out.write_all(text.as_bytes())
                     .and_then(|()| out.flush())
@@ -138,28 +195,38 @@ impl Bars {
                 state: now,
                 drawn,
             });
-            self.write(&format!("{}\n", self.line(id, now)));
+            match self.place {
+                Place::Json => self.layer_json(id, now),
+                _ => self.write(&format!("{}\n", self.line(id, now))),
+            }
             return;
         };
         let below = state.layers.len() - at;
         let Some(layer) = state.layers.get_mut(at) else {
             return;
         };
-        let moved = matches!(
-            (layer.state, now),
-            (LayerState::Receiving { .. }, LayerState::Receiving { .. })
-        );
+        let is_moving = |state| {
+            matches!(
+                state,
+                LayerState::Receiving { .. } | LayerState::Sending { .. }
+            )
+        };
+        let moved = is_moving(layer.state) && is_moving(now);
         let same = layer.state == now;
         layer.state = now;
-        if same || (moved && (self.width.is_none() || drawn - layer.drawn < PAUSE)) {
+        let shows_moves = self.width.is_some() || self.place == Place::Json;
+        if same || (moved && (!shows_moves || drawn - layer.drawn < PAUSE)) {
             return;
         }
         layer.drawn = drawn;
+        if self.place == Place::Json {
+            return self.layer_json(id, now);
+        }
         let line = self.line(id, now);
         match self.width {
             Some(_) => self.write(&format!("\x1b[{below}A\r\x1b[2K{line}\x1b[{below}B\r")),
             // Elsewhere only what is final is worth a line.
-            None if moved || matches!(now, LayerState::Receiving { .. }) => {}
+            None if is_moving(now) => {}
             None => self.write(&format!("{line}\n")),
         }
     }
@@ -169,23 +236,40 @@ impl Bars {
     }
 
     fn words(&self, state: LayerState) -> String {
-        match (state, self.pulls) {
-            (LayerState::Pending, true) => "Pulling fs layer".to_owned(),
-            (LayerState::Pending, false) => "Waiting".to_owned(),
+        let width = self.width.unwrap_or(80);
+        match (state, self.words) {
+            (LayerState::Pending, Words::Pull) => "Pulling fs layer".to_owned(),
+            (LayerState::Pending, Words::Push) => "Preparing".to_owned(),
+            (LayerState::Pending, Words::Load) => "Waiting".to_owned(),
+            (LayerState::Exists, Words::Push) => "Layer already exists".to_owned(),
             (LayerState::Exists, _) => "Already exists".to_owned(),
-            (LayerState::Receiving { done, total }, pulls) => {
-                let verb = if pulls {
-                    "Downloading"
-                } else {
-                    "Loading layer"
-                };
-                bar(verb, done, total, self.width.unwrap_or(80))
+            (LayerState::Receiving { done, total }, Words::Load) => {
+                bar("Loading layer", done, total, width)
             }
-            (LayerState::Received, true) => "Download complete".to_owned(),
-            (LayerState::Complete, true) => "Pull complete".to_owned(),
-            (LayerState::Received | LayerState::Complete, false) => "Loaded".to_owned(),
+            (LayerState::Receiving { done, total }, _) => bar("Downloading", done, total, width),
+            (LayerState::Sending { done, total }, _) => bar("Pushing", done, total, width),
+            (LayerState::Sent, _) => "Pushed".to_owned(),
+            (LayerState::Received, Words::Pull) => "Download complete".to_owned(),
+            (LayerState::Complete, Words::Pull) => "Pull complete".to_owned(),
+            (LayerState::Received | LayerState::Complete, _) => "Loaded".to_owned(),
             _ => String::new(),
         }
+    }
+
+    /// Docker's own form, which programs read.
+    fn layer_json(&self, id: Digest, state: LayerState) {
+        let (status, detail) = match state {
+            LayerState::Receiving { done, total } => {
+                ("Downloading".to_owned(), Some((done, total)))
+            }
+            LayerState::Sending { done, total } => ("Pushing".to_owned(), Some((done, total))),
+            other => (self.words(other), None),
+        };
+        let detail = match detail {
+            Some((current, total)) => json!({"current": current, "total": total}),
+            None => json!({}),
+        };
+        self.json(json!({"status": status, "progressDetail": detail, "id": id.short()}));
     }
 }
 
@@ -214,29 +298,52 @@ fn bar(verb: &str, done: u64, total: u64, width: usize) -> String {
 
 impl Progress for Bars {
     fn event(&self, event: &Event) {
-        if matches!(event, Event::Pulling(_)) {
-            // A pull may take long: Ctrl-C ends it, and the store has nothing half-made.
+        if matches!(event, Event::Pulling(_) | Event::Pushing(_)) {
+            // It may take long: Ctrl-C ends it, and the store has nothing half-made.
             attachment::let_signals_act();
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Pulling(reference) => {
                 if let Some(announce) = &self.announce {
-                    self.write(&format!("{announce}\n"));
+                    self.say(announce);
                 }
                 let repository = reference.repository();
                 let tag = reference.tag().map(str::to_owned);
                 let tag = tag.or_else(|| reference.digest().map(|digest| digest.to_string()));
-                self.write(&format!(
-                    "{}: Pulling from {repository}\n",
-                    tag.unwrap_or_default()
-                ));
+                let tag = tag.unwrap_or_default();
+                match self.place {
+                    Place::Json => {
+                        let status = format!("Pulling from {repository}");
+                        self.json(json!({"status": status, "id": tag}));
+                    }
+                    _ => self.say(&format!("{tag}: Pulling from {repository}")),
+                }
                 state.reference = Some(reference.clone());
+            }
+            Event::Pushing(reference) => self.say(&format!(
+                "The push refers to repository [{}/{}]",
+                reference.registry(),
+                reference.repository()
+            )),
+            Event::Mounted { layer, from } => {
+                let at = state.layers.iter().position(|known| known.id == *layer);
+                let status = format!("Mounted from {from}");
+                match (self.place, self.width, at) {
+                    (Place::Json, _, _) => self
+                        .json(json!({"status": status, "progressDetail": {}, "id": layer.short()})),
+                    (_, Some(_), Some(at)) => {
+                        let below = state.layers.len() - at;
+                        let line = format!("{}: {status}", layer.short());
+                        self.write(&format!("\x1b[{below}A\r\x1b[2K{line}\x1b[{below}B\r"));
+                    }
+                    _ => self.say(&format!("{}: {status}", layer.short())),
+                }
             }
             Event::Layer { layer, state: now } => self.layer(&mut state, *layer, *now),
             Event::Resolved(digest) => state.resolved = Some(*digest),
             Event::Retrying(why) => {
-                self.write(&format!("{why}\n"));
+                self.say(why);
                 // The lines above have moved; begin anew below them.
                 state.layers.clear();
             }

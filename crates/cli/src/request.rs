@@ -56,6 +56,17 @@ pub(crate) fn pull_options(line: &Parsed) -> Result<PullOptions> {
         let wrong = |error: knarr_spec::PlatformError| Failure::invalid(error.to_string());
         options.platform = Some(parsed.map_err(wrong)?);
     }
+    options.all_platforms = line.on("all-platforms");
+    let kept = std::env::var("KNARR_KEEP_BLOBS").unwrap_or_default();
+    options.keep_blobs = match line.given("keep-blobs") {
+        true => line.on("keep-blobs"),
+        false => crate::flag::value::parse_boolean(&kept).unwrap_or(false),
+    };
+    if options.all_platforms && options.platform.is_some() {
+        return Err(Failure::invalid(
+            "--platform and --all-platforms are mutually exclusive",
+        ));
+    }
     options.registry.insecure = line.given("tls-verify") && !line.on("tls-verify");
     options.registry.cert_dir = line.get("cert-dir").map(Into::into);
     options.registry.auth_file = line.get("authfile").map(Into::into);

@@ -30,6 +30,39 @@ impl Drop for Raw<'_> {
     }
 }
 
+/// Whether what is typed is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Echo {
+    On,
+    Off,
+}
+
+/// A line from standard input, without its end; not shown while it is typed where `echo` is off.
+pub(crate) fn read_line(echo: Echo) -> std::io::Result<String> {
+    use rustix::termios::LocalModes;
+    /// Puts the terminal back, however reading ends.
+    struct Shown(Termios);
+    impl Drop for Shown {
+        fn drop(&mut self) {
+            tcsetattr(rustix::stdio::stdin(), OptionalActions::Flush, &self.0).ok();
+        }
+    }
+    let stdin = rustix::stdio::stdin();
+    let mut shown = None;
+    if echo == Echo::Off
+        && let Ok(before) = tcgetattr(stdin)
+    {
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin, OptionalActions::Flush, &hidden)?;
+        shown = Some(Shown(before));
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    drop(shown);
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 /// Whether it is a terminal.
 pub(crate) fn is_terminal(fd: impl AsFd) -> bool {
     isatty(fd)

@@ -3,10 +3,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustls::ClientConfig;
 
 use crate::connection::Origin;
+use crate::endpoint::Endpoint;
+use crate::hosts::{self, Host, Trust};
+use crate::proxy::Proxies;
+use crate::registries::Registries;
 use crate::{Result, Session, Settings, tls};
 
 /// Settings, and what was learnt about registries so far: schemes, tokens, certificates.
@@ -21,11 +26,16 @@ type Told<'a> = Box<dyn Fn(&str) + Send + Sync + 'a>;
 
 #[derive(Default)]
 struct Learnt {
-    /// The origin of each registry, once a connection told http from https.
+    /// `registries.conf` and its like, once read.
+    registries: Option<Arc<Registries>>,
+    /// `hosts.toml` by registry.
+    hosts: HashMap<String, Arc<Vec<Host>>>,
+    proxies: Option<Arc<Proxies>>,
+    /// The origin of each `host[:port]`, once a connection told http from https.
     origins: HashMap<String, Origin>,
-    /// The `Authorization` header by registry and repository.
-    authorizations: HashMap<(String, String), Authorization>,
-    tls: HashMap<String, Arc<ClientConfig>>,
+    /// The `Authorization` header by server, registry and scopes.
+    authorizations: HashMap<(Origin, String, Vec<String>), Authorization>,
+    tls: HashMap<(Vec<String>, Arc<Trust>, bool), Arc<ClientConfig>>,
 }
 
 /// A header's value and whether a user's credentials are behind it.
@@ -33,6 +43,19 @@ struct Learnt {
 pub(crate) struct Authorization {
     pub(crate) header: String,
     pub(crate) with_credentials: bool,
+    /// `None`: it does not end.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Authorization {
+    /// One that does not end, with credentials.
+    pub(crate) fn lasting(header: String) -> Self {
+        Self {
+            header,
+            with_credentials: true,
+            until: None,
+        }
+    }
 }
 
 impl<'a> Client<'a> {
@@ -66,43 +89,104 @@ impl<'a> Client<'a> {
         }
     }
 
-    pub(crate) fn origin(&self, registry: &str) -> Option<Origin> {
-        self.learnt().origins.get(registry).cloned()
+    pub(crate) fn registries(&self) -> Result<Arc<Registries>> {
+        if let Some(known) = &self.learnt().registries {
+            return Ok(Arc::clone(known));
+        }
+        let read = Arc::new(Registries::load(&self.settings)?);
+        self.learnt().registries = Some(Arc::clone(&read));
+        Ok(read)
     }
 
-    pub(crate) fn learn_origin(&self, registry: &str, origin: &Origin) {
+    pub(crate) fn hosts(&self, registry: &str) -> Result<Arc<Vec<Host>>> {
+        if let Some(known) = self.learnt().hosts.get(registry) {
+            return Ok(Arc::clone(known));
+        }
+        let read = Arc::new(hosts::load(&self.settings, registry)?);
+        self.learnt()
+            .hosts
+            .insert(registry.to_owned(), Arc::clone(&read));
+        Ok(read)
+    }
+
+    pub(crate) fn proxies(&self) -> Result<Arc<Proxies>> {
+        if let Some(known) = &self.learnt().proxies {
+            return Ok(Arc::clone(known));
+        }
+        let read = Arc::new(match &self.settings.proxies {
+            Some(given) => given.clone(),
+            None => Proxies::from_environment()?,
+        });
+        self.learnt().proxies = Some(Arc::clone(&read));
+        Ok(read)
+    }
+
+    pub(crate) fn origin(&self, authority: &str) -> Option<Origin> {
+        self.learnt().origins.get(authority).cloned()
+    }
+
+    pub(crate) fn learn_origin(&self, authority: &str, origin: &Origin) {
         self.learnt()
             .origins
-            .insert(registry.to_owned(), origin.clone());
+            .insert(authority.to_owned(), origin.clone());
     }
 
-    pub(crate) fn authorization(&self, registry: &str, repository: &str) -> Option<Authorization> {
-        let key = (registry.to_owned(), repository.to_owned());
-        self.learnt().authorizations.get(&key).cloned()
+    /// What was learnt for these scopes, unless it is about to end.
+    pub(crate) fn authorization(
+        &self,
+        home: &Origin,
+        registry: &str,
+        scopes: &[String],
+    ) -> Option<Authorization> {
+        let key = (home.clone(), registry.to_owned(), scopes.to_vec());
+        let known = self.learnt().authorizations.get(&key).cloned();
+        known.filter(|known| known.until.is_none_or(|until| Instant::now() < until))
     }
 
     pub(crate) fn learn_authorization(
         &self,
+        home: &Origin,
         registry: &str,
-        repository: &str,
+        scopes: &[String],
         authorization: &Authorization,
     ) {
-        let key = (registry.to_owned(), repository.to_owned());
+        let key = (home.clone(), registry.to_owned(), scopes.to_vec());
         self.learnt()
             .authorizations
             .insert(key, authorization.clone());
     }
 
-    /// The TLS configuration for a host, made once: reading the system's authorities takes
-    /// milliseconds.
-    pub(crate) fn tls(&self, host: &str) -> Result<Arc<ClientConfig>> {
-        if let Some(config) = self.learnt().tls.get(host) {
+    /// The TLS configuration for a registry's own server.
+    pub(crate) fn tls_of(&self, endpoint: &Endpoint, origin: &Origin) -> Result<Arc<ClientConfig>> {
+        let mut names = vec![endpoint.registry.clone()];
+        if origin.authority() != endpoint.registry {
+            names.push(origin.authority());
+        }
+        self.tls(names, &endpoint.trust, endpoint.insecure)
+    }
+
+    /// The TLS configuration for where a registry sends us.
+    pub(crate) fn tls_elsewhere(&self, origin: &Origin) -> Result<Arc<ClientConfig>> {
+        self.tls(
+            vec![origin.authority()],
+            &Arc::default(),
+            self.settings.insecure,
+        )
+    }
+
+    /// Made once: reading the system's authorities takes milliseconds.
+    fn tls(
+        &self,
+        names: Vec<String>,
+        trust: &Arc<Trust>,
+        insecure: bool,
+    ) -> Result<Arc<ClientConfig>> {
+        let key = (names, Arc::clone(trust), insecure);
+        if let Some(config) = self.learnt().tls.get(&key) {
             return Ok(Arc::clone(config));
         }
-        let config = tls::config(&self.settings, host)?;
-        self.learnt()
-            .tls
-            .insert(host.to_owned(), Arc::clone(&config));
+        let config = tls::config(&self.settings, &key.0, trust, insecure)?;
+        self.learnt().tls.insert(key, Arc::clone(&config));
         Ok(config)
     }
 

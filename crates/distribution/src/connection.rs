@@ -5,17 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Uri;
-use http_body_util::Empty;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::body::Body;
+use crate::proxy::Proxy;
 use crate::{Error, Result, dns};
 
 /// For one address.
@@ -34,13 +35,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Of a registry as references name it. Docker Hub's is not where its name says.
-    pub(crate) fn of_registry(registry: &str, https: bool) -> Option<Self> {
-        let authority = if registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            registry
-        };
+    /// Of `host[:port]`.
+    pub(crate) fn of_authority(authority: &str, https: bool) -> Option<Self> {
         let scheme = if https { "https" } else { "http" };
         Self::of_uri(&format!("{scheme}://{authority}/").parse().ok()?)
     }
@@ -101,16 +97,34 @@ impl fmt::Debug for Origin {
 }
 
 /// What requests are sent on.
-pub(crate) type Sender = SendRequest<Empty<Bytes>>;
+pub(crate) type Sender = SendRequest<Body>;
 
-/// Connects; `tls` where the origin is https. Must be called inside the runtime, on which the
-/// connection then lives.
+/// Connects, through `proxy` where there is one; `tls` where the origin is https. Must be called
+/// inside the runtime, on which the connection then lives.
 pub(crate) async fn open(
     origin: &Origin,
     registry: &str,
     tls: Option<Arc<ClientConfig>>,
+    proxy: Option<&Proxy>,
 ) -> Result<Sender> {
-    let stream = connect(origin, registry).await?;
+    let stream = match proxy {
+        None => connect(&origin.host, origin.port, registry).await?,
+        Some(proxy) => {
+            let failed = |cause| Error::Proxy {
+                proxy: proxy.to_string(),
+                registry: registry.to_owned(),
+                cause: Box::new(cause),
+            };
+            let stream = connect(&proxy.host, proxy.port, registry)
+                .await
+                .map_err(failed)?;
+            match origin.https {
+                true => tunnel(stream, origin, proxy, registry).await?,
+                // A proxy answers plain requests itself.
+                false => stream,
+            }
+        }
+    };
     match tls {
         None => handshake(TokioIo::new(stream), registry).await,
         Some(config) => {
@@ -134,16 +148,60 @@ pub(crate) async fn open(
     }
 }
 
-async fn connect(origin: &Origin, registry: &str) -> Result<TcpStream> {
-    let addresses = dns::lookup(&origin.host)
-        .await
-        .map_err(|cause| Error::Resolve {
-            registry: registry.to_owned(),
-            cause,
-        })?;
+/// Has a proxy connect to `origin` (RFC 9110, section 9.3.6).
+async fn tunnel(
+    mut stream: TcpStream,
+    origin: &Origin,
+    proxy: &Proxy,
+    registry: &str,
+) -> Result<TcpStream> {
+    /// Far more than any proxy says.
+    const HEAD: usize = 16 << 10;
+    let host = if origin.host.contains(':') {
+        format!("[{}]:{}", origin.host, origin.port)
+    } else {
+        format!("{}:{}", origin.host, origin.port)
+    };
+    let authorization = proxy
+        .authorization
+        .as_ref()
+        .map(|value| format!("Proxy-Authorization: {value}\r\n"))
+        .unwrap_or_default();
+    let request = format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{authorization}\r\n");
+    let refused = |what: &str| Error::ProxyRefused {
+        proxy: proxy.to_string(),
+        registry: registry.to_owned(),
+        detail: what.chars().filter(|c| !c.is_control()).take(200).collect(),
+    };
+    let exchange = async {
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = Vec::new();
+        // Byte by byte: what follows the head belongs to the registry.
+        while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD {
+            head.push(stream.read_u8().await?);
+        }
+        Ok::<_, std::io::Error>(head)
+    };
+    let head = match timeout(CONNECT, exchange).await {
+        Ok(Ok(head)) => String::from_utf8_lossy(&head).into_owned(),
+        Ok(Err(cause)) => return Err(refused(&cause.to_string())),
+        Err(_) => return Err(refused("no answer")),
+    };
+    let status = head.lines().next().unwrap_or_default();
+    match status.split(' ').nth(1) {
+        Some(code) if code.len() == 3 && code.starts_with('2') => Ok(stream),
+        _ => Err(refused(status)),
+    }
+}
+
+async fn connect(host: &str, port: u16, registry: &str) -> Result<TcpStream> {
+    let addresses = dns::lookup(host).await.map_err(|cause| Error::Resolve {
+        registry: registry.to_owned(),
+        cause,
+    })?;
     let mut failure = None;
     for address in addresses {
-        let address = SocketAddr::new(address, origin.port);
+        let address = SocketAddr::new(address, port);
         let cause = match timeout(CONNECT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Requests are small and waited for; it cannot fail on a connected socket.
@@ -162,7 +220,7 @@ async fn connect(origin: &Origin, registry: &str) -> Result<TcpStream> {
     }
     Err(failure.unwrap_or_else(|| Error::Resolve {
         registry: registry.to_owned(),
-        cause: dns::Error::NoSuchHost(origin.host.clone()),
+        cause: dns::Error::NoSuchHost(host.to_owned()),
     }))
 }
 
@@ -219,7 +277,7 @@ mod tests {
         assert!(of("http://127.9.9.9/").is_loopback());
         assert!(!of("http://127.evil.example/").is_loopback());
         assert!(!of("http://localhost.evil/").is_loopback());
-        let hub = Origin::of_registry("docker.io", true).unwrap();
+        let hub = Origin::of_authority("Registry-1.docker.io", true).unwrap();
         assert_eq!(hub.to_string(), "https://registry-1.docker.io");
     }
 }

@@ -236,6 +236,99 @@ pub enum Error {
         #[source]
         cause: DocumentError,
     },
+    /// A list or another document of the registry's cannot be read.
+    #[error("registry {registry} gives {what} in a form that cannot be read")]
+    Answer {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// Where it is wrong.
+        #[source]
+        cause: serde_json::Error,
+    },
+    /// 405: it has no such function, or nobody may use it.
+    #[error("registry {registry} does not allow {what}: {detail}")]
+    NotAllowed {
+        /// The registry.
+        registry: String,
+        /// What was tried.
+        what: String,
+        /// The registry's own words.
+        detail: String,
+    },
+    /// What is pushed cannot be read.
+    #[error("cannot read what is to be pushed")]
+    Source(#[source] std::io::Error),
+    /// What is pushed has other bytes than it should.
+    #[error("what is to be pushed is damaged: expected {expected}, got {got}")]
+    SourceMismatch {
+        /// What it should be.
+        expected: Digest,
+        /// What it is.
+        got: Digest,
+    },
+    /// `registries.conf` forbids the name.
+    #[error("{name} is blocked by {}", path.display())]
+    Blocked {
+        /// The name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not a reference.
+    #[error(transparent)]
+    Name(knarr_spec::ReferenceError),
+    /// A configuration file is wrong.
+    #[error("the configuration file {} cannot be used: {reason}", path.display())]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A proxy's address makes no sense.
+    #[error("cannot use the proxy {proxy}: {reason}")]
+    ProxyInvalid {
+        /// Without its password.
+        proxy: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A proxy cannot be reached.
+    #[error("cannot reach the proxy {proxy} for registry {registry}")]
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// The registry.
+        registry: String,
+        /// Why.
+        #[source]
+        cause: Box<Error>,
+    },
+    /// A proxy does not connect.
+    #[error("the proxy {proxy} does not connect to registry {registry}: {detail}")]
+    ProxyRefused {
+        /// Its host and port.
+        proxy: String,
+        /// The registry.
+        registry: String,
+        /// Its own words.
+        detail: String,
+    },
+    /// A credential helper failed.
+    #[error("the credential helper {helper} failed to {action}: {reason}")]
+    Helper {
+        /// The program.
+        helper: String,
+        /// What it was to do.
+        action: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// A file with credentials cannot be written.
+    #[error("cannot change the credentials file")]
+    File(#[from] knarr_fs::Error),
     /// A file with credentials cannot be read.
     #[error("cannot read the credentials file {}", path.display())]
     AuthFileRead {
@@ -284,8 +377,34 @@ impl Error {
                     | std::io::ErrorKind::Interrupted
             ),
             Self::Resolve { cause, .. } => cause.is_transient(),
+            Self::Proxy { cause, .. } => cause.is_transient(),
             _ => false,
         }
+    }
+
+    /// Whether the registry answered that it does not have what was asked for.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NameUnknown { .. } | Self::ManifestUnknown { .. } | Self::BlobUnknown { .. }
+        )
+    }
+
+    /// Whether the fault is on this machine, so that no other server would do better.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(
+            self,
+            Self::Runtime(_)
+                | Self::Configuration { .. }
+                | Self::Certificate { .. }
+                | Self::AuthFile { .. }
+                | Self::AuthFileRead { .. }
+                | Self::Helper { .. }
+                | Self::ProxyInvalid { .. }
+                | Self::Source(_)
+                | Self::SourceMismatch { .. }
+                | Self::File(_)
+        )
     }
 
     /// How long the registry wants to be left alone.
@@ -308,19 +427,30 @@ impl Explain for Error {
             | Self::Server { .. }
             | Self::NotARegistry { .. }
             | Self::Unexpected { .. }
+            | Self::Answer { .. }
+            | Self::Proxy { .. }
+            | Self::ProxyRefused { .. }
             | Self::Truncated { .. } => Class::Unavailable,
             Self::Tls { .. } | Self::Denied { .. } => Class::Denied,
-            Self::ForeignRealm { .. } | Self::Redirect { .. } => Class::Denied,
+            Self::ForeignRealm { .. } | Self::Redirect { .. } | Self::Blocked { .. } => {
+                Class::Denied
+            }
+            Self::NotAllowed { .. } => Class::Unsupported,
+            Self::Helper { .. } => Class::Unavailable,
+            Self::File(error) => error.class(),
             Self::Timeout { .. } => Class::Timeout,
             Self::Unauthorized { .. } => Class::Unauthenticated,
             Self::NameUnknown { .. } | Self::ManifestUnknown { .. } => Class::NotFound,
             Self::BlobUnknown { .. } | Self::Mismatch { .. } | Self::TooLarge { .. } => {
                 Class::Corrupt
             }
-            Self::Manifest { .. } => Class::Corrupt,
+            Self::Manifest { .. } | Self::Source(_) | Self::SourceMismatch { .. } => Class::Corrupt,
             Self::TooManyRequests { .. } | Self::Runtime(_) => Class::Exhausted,
             Self::Certificate { .. }
             | Self::NoAuthorities { .. }
+            | Self::Configuration { .. }
+            | Self::Name(_)
+            | Self::ProxyInvalid { .. }
             | Self::AuthFileRead { .. }
             | Self::AuthFile { .. } => Class::Invalid,
         }
@@ -350,6 +480,18 @@ impl Explain for Error {
             Self::TooLarge { .. } => "registry-too-large",
             Self::Truncated { .. } => "registry-truncated",
             Self::Manifest { .. } => "manifest-invalid",
+            Self::Answer { .. } => "registry-answer-invalid",
+            Self::NotAllowed { .. } => "registry-not-allowed",
+            Self::Source(_) => "source-unreadable",
+            Self::SourceMismatch { .. } => "source-damaged",
+            Self::Blocked { .. } => "registry-blocked",
+            Self::Name(_) => "image-name-invalid",
+            Self::Configuration { .. } => "registry-configuration-invalid",
+            Self::ProxyInvalid { .. } => "proxy-invalid",
+            Self::Proxy { .. } => "proxy-unreachable",
+            Self::ProxyRefused { .. } => "proxy-refused",
+            Self::Helper { .. } => "credential-helper-failed",
+            Self::File(error) => error.code(),
             Self::AuthFileRead { .. } => "auth-file-unreadable",
             Self::AuthFile { .. } => "auth-file-invalid",
             Self::Runtime(_) => "event-loop",
@@ -379,21 +521,17 @@ impl Explain for Error {
                 unusable: Some(unusable),
                 ..
             } => {
-                format!(
-                    "{unusable}; put user and password under `auths` with `docker login` or `podman login`"
-                )
+                format!("{unusable}; `knarr login` puts user and password there")
             }
             Self::Unauthorized {
                 registry,
                 sent_credentials: false,
                 ..
             } => format!(
-                "check the name; if the repository is private, log in to {registry} (`docker login` or `podman login`, Knarr reads their files)"
+                "check the name; if the repository is private, `knarr login {registry}`"
             ),
             Self::Unauthorized { registry, .. } => {
-                format!(
-                    "log in to {registry} again (`docker login` or `podman login`, Knarr reads their files)"
-                )
+                format!("log in again: `knarr login {registry}`")
             }
             Self::Denied { registry, .. } => {
                 format!("ask the owner of the repository at {registry} for access")
@@ -403,6 +541,25 @@ impl Explain for Error {
                     "if {realm} is really its login service, add credentials for {realm} to auth.json"
                 )
             }
+            Self::NotAllowed { .. } => {
+                "its operator can switch that on, where the registry has it at all".to_owned()
+            }
+            Self::Source(_) | Self::SourceMismatch { .. } => {
+                "`knarr system check` finds what is damaged".to_owned()
+            }
+            Self::Blocked { path, .. } => {
+                format!("take `blocked = true` out of {} to allow it", path.display())
+            }
+            Self::Configuration { path, .. } => {
+                format!("correct {}; containers-registries.conf(5) and hosts.toml describe it", path.display())
+            }
+            Self::ProxyInvalid { .. } | Self::Proxy { .. } | Self::ProxyRefused { .. } => {
+                "the proxy comes from HTTPS_PROXY or HTTP_PROXY; NO_PROXY lists hosts to reach directly".to_owned()
+            }
+            Self::Helper { helper, .. } => {
+                format!("try `{helper} list`; without it, take credsStore or credHelpers out of the credentials file")
+            }
+            Self::File(error) => error.hint()?,
             Self::NameUnknown { .. } => "check the spelling of the repository".to_owned(),
             Self::ManifestUnknown { .. } => "check the tag".to_owned(),
             Self::TooManyRequests {

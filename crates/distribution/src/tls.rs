@@ -6,89 +6,122 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use crate::hosts::{self, Trust};
 use crate::{Error, Result, Settings};
 
-/// Folders with one folder per registry (docker's "certs.d", containers-certs.d(5)).
-const CERTS_D: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
-
-/// The TLS configuration for one host (`name` or `name:port`, as the user wrote it).
+/// The TLS configuration for one server, by the names (`name` or `name:port`) that folders of
+/// `certs.d` may have for it (docker's "certs.d", containers-certs.d(5)).
 ///
 /// # Errors
 /// When a given certificate cannot be used, or there is no authority at all.
-pub(crate) fn config(settings: &Settings, host: &str) -> Result<Arc<ClientConfig>> {
+pub(crate) fn config(
+    settings: &Settings,
+    names: &[String],
+    trust: &Trust,
+    insecure: bool,
+) -> Result<Arc<ClientConfig>> {
+    let registry = names.first().cloned().unwrap_or_default();
     let provider = Arc::new(aws_lc_rs::default_provider());
+    let failed = |error: rustls::Error| Error::Tls {
+        registry: registry.clone(),
+        cause: std::io::Error::other(error),
+    };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Tls {
-            registry: host.to_owned(),
-            cause: std::io::Error::other(error),
-        })?;
-    if settings.insecure {
-        let verifier = Arc::new(AcceptAny { provider });
-        return Ok(Arc::new(
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(verifier)
-                .with_no_client_auth(),
-        ));
-    }
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(system.certs);
-    let folders = CERTS_D
+        .map_err(failed)?;
+    let folders: Vec<(PathBuf, bool)> = names
         .iter()
-        .map(|folder| (Path::new(folder).join(host), false))
-        .chain(settings.cert_dir.clone().map(|folder| (folder, true)));
-    for (folder, must_exist) in folders {
-        add_folder(&mut roots, &folder, must_exist)?;
+        .flat_map(|name| hosts::folders(settings, name))
+        .map(|folder| (folder, false))
+        .chain(settings.cert_dir.clone().map(|folder| (folder, true)))
+        .collect();
+    let mut clients = trust.clients.clone();
+    let mut roots = RootCertStore::empty();
+    for (folder, must_exist) in &folders {
+        for path in files(folder, *must_exist)? {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("crt") if !insecure => add(&mut roots, &path)?,
+                Some("cert") => clients.push((path.clone(), path.with_extension("key"))),
+                _ => {}
+            }
+        }
     }
-    if roots.is_empty() {
-        return Err(Error::NoAuthorities {
-            registry: host.to_owned(),
-        });
-    }
-    Ok(Arc::new(
-        builder.with_root_certificates(roots).with_no_client_auth(),
-    ))
+    let builder = if insecure {
+        let verifier = Arc::new(AcceptAny { provider });
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+    } else {
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        for path in &trust.authorities {
+            add(&mut roots, path)?;
+        }
+        if roots.is_empty() {
+            return Err(Error::NoAuthorities { registry });
+        }
+        builder.with_root_certificates(roots)
+    };
+    let config = match clients.first() {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = certificates(certificate)?;
+            let bytes = read(key)?;
+            let secret = PrivateKeyDer::from_pem_slice(&bytes)
+                .map_err(|error| bad(key, format!("it holds no private key ({error})")))?;
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|error| bad(certificate, error.to_string()))?
+        }
+    };
+    Ok(Arc::new(config))
 }
 
-/// Trusts every `*.crt` in a folder.
-fn add_folder(roots: &mut RootCertStore, folder: &Path, must_exist: bool) -> Result<()> {
+fn bad(path: &Path, reason: String) -> Error {
+    Error::Certificate {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| bad(path, error.to_string()))
+}
+
+/// The files of a folder, sorted.
+fn files(folder: &Path, must_exist: bool) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(_) if !must_exist => return Ok(()),
-        Err(error) => {
-            return Err(Error::Certificate {
-                path: folder.to_owned(),
-                reason: error.to_string(),
-            });
-        }
+        Err(_) if !must_exist => return Ok(Vec::new()),
+        Err(error) => return Err(bad(folder, error.to_string())),
     };
     let mut paths: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "crt"))
         .collect();
     paths.sort();
-    for path in paths {
-        let bad = |reason: String| Error::Certificate {
-            path: path.clone(),
-            reason,
-        };
-        let pem = std::fs::read(&path).map_err(|error| bad(error.to_string()))?;
-        let mut count = 0;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| bad(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| bad(error.to_string()))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(bad("it holds no PEM certificate".to_owned()));
-        }
+    Ok(paths)
+}
+
+/// The PEM certificates of a file; at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let pem = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|error| bad(path, error.to_string()))?;
+    match found.is_empty() {
+        true => Err(bad(path, "it holds no PEM certificate".to_owned())),
+        false => Ok(found),
+    }
+}
+
+/// Trusts the authorities of a file.
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<()> {
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| bad(path, error.to_string()))?;
     }
     Ok(())
 }

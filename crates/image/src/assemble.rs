@@ -59,7 +59,25 @@ pub(crate) trait Provider: Sync {
         wanted: &Wanted,
         stop: &AtomicBool,
         take: &Take<'_>,
-    ) -> Result<Ingest>;
+    ) -> Result<Brought>;
+}
+
+/// What is called when a layer is durable.
+pub(crate) type Published = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// A layer's bytes, all taken.
+pub(crate) struct Brought {
+    pub(crate) ingest: Ingest,
+    pub(crate) published: Option<Published>,
+}
+
+impl Brought {
+    pub(crate) fn of(ingest: Ingest) -> Self {
+        Self {
+            ingest,
+            published: None,
+        }
+    }
 }
 
 /// What every part of one operation needs.
@@ -106,7 +124,7 @@ impl Drop for Claim {
 /// What a thread made of a layer.
 enum Made {
     /// All its bytes are in; they wait for the layers below. The claim ends when it is published.
-    Taken(Box<Ingest>, Option<Claim>),
+    Taken(Box<Brought>, Option<Claim>),
     /// Somebody else had just brought it.
     Present(Layer),
 }
@@ -219,10 +237,10 @@ impl Context<'_> {
             return Ok(Made::Present(layer));
         }
         let take = |source: &mut dyn Read| self.take(job, source);
-        let ingest = provider.provide(worker, job, stop, &take)?;
+        let brought = provider.provide(worker, job, stop, &take)?;
         self.tell(job, LayerState::Received);
         unpublished.fetch_add(1, Ordering::Relaxed);
-        Ok(Made::Taken(Box::new(ingest), claim))
+        Ok(Made::Taken(Box::new(brought), claim))
     }
 
     /// Waits while another pull or load brings the same layer. `None` when waiting longer could be
@@ -251,7 +269,7 @@ impl Context<'_> {
 
     /// Inflates, hashes and stores a layer's bytes; nothing is visible yet.
     pub(crate) fn take(&self, job: &Wanted, source: &mut dyn Read) -> Result<Ingest> {
-        let mut ingest = self
+        let ingest = self
             .layers
             .ingest(Some(job.diff_id))
             .map_err(|cause| self.failed(job, cause))?;
@@ -261,7 +279,8 @@ impl Context<'_> {
             Some(blob) if blob == job.diff_id => Hashing::Compressed,
             Some(_) => Hashing::Always,
         };
-        let copied = match inflate::copy(source, hashing, &mut ingest) {
+        let (copied, ingest) = inflate::copy_beside(source, hashing, ingest)?;
+        let copied = match copied {
             Ok(copied) => copied,
             Err(Failure::Stream(_, Some(got))) if job.blob.is_some_and(|blob| blob != got) => {
                 Copied { digest: Some(got) }
@@ -297,7 +316,7 @@ impl Context<'_> {
         made: &Receiver<(Wanted, Result<Made>)>,
         unpublished: &AtomicUsize,
     ) -> Result<Assembled> {
-        let mut taken: HashMap<Digest, (Box<Ingest>, Option<Claim>)> = HashMap::new();
+        let mut taken: HashMap<Digest, (Box<Brought>, Option<Claim>)> = HashMap::new();
         let mut done = Assembled::default();
         for layer in wanted {
             let parents = done.ids();
@@ -305,10 +324,14 @@ impl Context<'_> {
                 if let Some(layer) = present.remove(&layer.index) {
                     break layer;
                 }
-                if let Some((ingest, claim)) = taken.remove(&layer.diff_id) {
-                    let published = ingest
+                if let Some((brought, claim)) = taken.remove(&layer.diff_id) {
+                    let published = brought
+                        .ingest
                         .finish(&parents)
                         .map_err(|cause| self.failed(layer, cause))?;
+                    if let Some(done) = brought.published {
+                        done()?;
+                    }
                     unpublished.fetch_sub(1, Ordering::Relaxed);
                     drop(claim);
                     self.tell(layer, LayerState::Complete);
@@ -323,8 +346,8 @@ impl Context<'_> {
                     break self.again(layer, &parents, &done)?;
                 }
                 match made.recv() {
-                    Ok((job, Ok(Made::Taken(ingest, claim)))) => {
-                        taken.insert(job.diff_id, (ingest, claim));
+                    Ok((job, Ok(Made::Taken(brought, claim)))) => {
+                        taken.insert(job.diff_id, (brought, claim));
                     }
                     Ok((job, Ok(Made::Present(found)))) => {
                         present.insert(job.index, found);

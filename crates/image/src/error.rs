@@ -263,6 +263,21 @@ pub enum Error {
     /// A thread of a pull or load panicked.
     #[error("a worker stopped without a result")]
     Worker,
+    /// Only names with tags can be given to images at a registry.
+    #[error("cannot push to {name}: a digest is not chosen, it follows from the image")]
+    PushByDigest {
+        /// The name.
+        name: knarr_spec::Reference,
+    },
+    /// The registry's part failed.
+    #[error("cannot push {name}")]
+    Push {
+        /// The image.
+        name: String,
+        /// Why.
+        #[source]
+        cause: Box<knarr_distribution::Error>,
+    },
     /// The registry's part failed.
     #[error("cannot pull {name}")]
     Pull {
@@ -309,6 +324,7 @@ impl Explain for Error {
             Self::Ambiguous { .. }
             | Self::Name { .. }
             | Self::TagWithDigest { .. }
+            | Self::PushByDigest { .. }
             | Self::NotAnImage { .. }
             | Self::NotAnArchive { .. }
             | Self::Change { .. } => Class::Invalid,
@@ -328,7 +344,7 @@ impl Explain for Error {
             Self::ArchiveRead { cause, .. } | Self::Write(cause) => of_io(cause),
             Self::Worker => Class::Bug,
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.class(),
-            Self::Pull { cause, .. } => cause.class(),
+            Self::Pull { cause, .. } | Self::Push { cause, .. } => cause.class(),
             Self::File(error) => error.class(),
             Self::Blob(error) => error.class(),
         }
@@ -363,7 +379,8 @@ impl Explain for Error {
             Self::NameFile { .. } => "image-name-damaged",
             Self::Write(_) => "archive-not-written",
             Self::Worker => "worker-lost",
-            Self::Pull { cause, .. } => cause.code(),
+            Self::Pull { cause, .. } | Self::Push { cause, .. } => cause.code(),
+            Self::PushByDigest { .. } => "push-by-digest",
             Self::File(error) => error.code(),
             Self::Blob(error) => error.code(),
         }
@@ -400,7 +417,8 @@ impl Explain for Error {
             Self::NameFile { name, .. } => Some(format!("`knarr rmi {name}` removes the name")),
             Self::LayerGone { .. } => Some("try again".to_owned()),
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.hint(),
-            Self::Pull { cause, .. } => cause.hint(),
+            Self::PushByDigest { .. } => Some("name a tag: `knarr push NAME:TAG`".to_owned()),
+            Self::Pull { cause, .. } | Self::Push { cause, .. } => cause.hint(),
             Self::File(error) => error.hint(),
             Self::Blob(error) => error.hint(),
             _ => None,

@@ -1,16 +1,26 @@
 //! Compressed bytes in, tar bytes out. What a stream is, its first bytes say, not its media type:
 //! registries and archives are full of wrong ones.
 
-use std::io::{self, BufReader, Cursor, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Cursor, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use knarr_cas::Hasher;
 use knarr_spec::Digest;
 
 /// What moves at once, in bytes.
 const PIECE: usize = 256 << 10;
-/// The largest window a zstd stream may ask for, as a power of two: 128 MiB, zstd's own default
-/// and what `zstd --ultra -22` makes.
-const ZSTD_WINDOW_LOG: u32 = 27;
+/// The largest window that a zstd stream may ask for, as a power of two: 8 MiB, which every decoder
+/// must have (RFC 8878, section 3.1.1.1.2) and which all levels up to 19 keep to. Several layers are
+/// inflated at once, and nobody's images may take the memory of others.
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// One stream at a time may ask for 32 MiB, as `zstd --ultra -20` makes it.
+const ZSTD_LARGE_WINDOW_LOG: u32 = 25;
+/// Who has a large window.
+static LARGE: Mutex<()> = Mutex::new(());
+/// Buffers between the inflating and the storing thread.
+const BUFFERS: usize = 4;
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +110,77 @@ pub(crate) fn copy(
     }
 }
 
+/// [`copy`] to a sink that works in a thread of its own, so that inflating and storing take two
+/// processors; the sink is given back.
+pub(crate) fn copy_beside<S: Write + Send>(
+    source: &mut dyn Read,
+    hashing: Hashing,
+    mut sink: S,
+) -> Result<(Result<Copied, Failure>, S), crate::Error> {
+    thread::scope(|scope| {
+        let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
+        let (empty, emptied) = sync_channel::<Vec<u8>>(BUFFERS + 2);
+        let storing = scope.spawn(move || {
+            let mut stored = Ok(());
+            for buffer in filled {
+                stored = sink.write_all(&buffer);
+                if stored.is_err() {
+                    break;
+                }
+                // Its other end may have all it needs.
+                empty.try_send(buffer).ok();
+            }
+            (sink, stored)
+        });
+        let mut pipe = Pipe { full, emptied };
+        let copied = copy(source, hashing, &mut pipe);
+        drop(pipe);
+        let (sink, stored) = storing.join().map_err(|_| crate::Error::Worker)?;
+        let copied = match stored {
+            Ok(()) => copied,
+            // What the pipe said is only that the other end is gone.
+            Err(cause) => Err(Failure::Sink(cause)),
+        };
+        Ok((copied, sink))
+    })
+}
+
+/// The inflating thread's end.
+struct Pipe {
+    full: SyncSender<Vec<u8>>,
+    emptied: Receiver<Vec<u8>>,
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut buffer = self.emptied.try_recv().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        match self.full.send(buffer) {
+            Ok(()) => Ok(bytes.len()),
+            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The window that the first frame of a zstd stream needs, in bytes (RFC 8878, section 3.1.1.1).
+fn zstd_window(start: &[u8]) -> u64 {
+    let [_, _, _, _, descriptor, rest @ ..] = start else {
+        return 0;
+    };
+    if descriptor & 0x20 != 0 {
+        // A single segment is its own window; the size that follows is for the decoder to judge.
+        return 0;
+    }
+    let byte = rest.first().copied().unwrap_or_default();
+    let base = 1u64 << (10 + (byte >> 3));
+    base + (base >> 3) * u64::from(byte & 7)
+}
+
 fn inflate(
     compression: Compression,
     source: &mut impl Read,
@@ -110,11 +191,16 @@ fn inflate(
         Compression::None => pump(buffered.get_mut(), sink),
         Compression::Gzip => pump(&mut flate2::bufread::MultiGzDecoder::new(buffered), sink),
         Compression::Zstd => {
+            let start = buffered.fill_buf().map_err(Failure::Source)?;
+            let is_large = zstd_window(start) > 1 << ZSTD_WINDOW_LOG;
+            let _large = is_large.then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+            let limit = match is_large {
+                true => ZSTD_LARGE_WINDOW_LOG,
+                false => ZSTD_WINDOW_LOG,
+            };
             let mut decoder =
                 zstd::stream::read::Decoder::with_buffer(buffered).map_err(Failure::Source)?;
-            decoder
-                .window_log_max(ZSTD_WINDOW_LOG)
-                .map_err(Failure::Source)?;
+            decoder.window_log_max(limit).map_err(Failure::Source)?;
             pump(&mut decoder, sink)
         }
     }

@@ -9,6 +9,7 @@
 //!                              lock          flock: shared by who uses the image, exclusive to remove it
 //!                              removed       marks a removal under way, or waiting for a stopped container
 //! blobs/sha256/<hex>                         manifests and configurations (kept by `knarr-cas`)
+//! blobs/partial/<hex>/                       what came of a blob that is on its way, or broke off
 //! layers/                                    (kept by `knarr-layer`)
 //! <run root>/claims/<diff id>                flock: who is bringing this layer
 //! ```
@@ -19,8 +20,8 @@
 //! next [`Store::remove`].
 //!
 //! ```text
-//! registry ─ thread ─┐                        ┌ finish, bottom up ─ image.json ─ names
-//! archive  ─ thread ─┴ inflate, hash ─ Ingest ┘  (index, fsync, rename)
+//! registry ═ connections ═ blobs/partial ─┐                         ┌ finish, bottom up ─ image.json ─ names
+//! archive ────────────────────────────────┴ inflate, hash ─ Ingest ┘  (index, fsync, rename)
 //! ```
 //!
 //! Layers come in all at once, each in threads of its own, and are published from the bottom up;
@@ -35,30 +36,38 @@ mod assemble;
 mod change;
 mod check;
 mod commit;
+mod compress;
 mod copy;
 mod error;
+mod fetch;
 mod image;
 mod import;
 mod inflate;
 mod load;
 mod names;
 mod near;
+mod partial;
 mod progress;
 mod pull;
+mod push;
 mod record;
 mod remove;
 mod save;
 mod select;
 mod store;
+mod travelled;
 
 pub use check::{Checked, Finding, Outcome};
 pub use commit::{CommitOptions, WriteLayer};
+pub use compress::{Compression, Kind as CompressionKind};
 pub use copy::{CopyOptions, Location, LocationError};
 pub use error::{Error, Result};
 pub use image::{Image, ImageId, Listed, Removed, User};
 pub use knarr_layer::LayerId;
 pub use progress::{Event, LayerState, Progress, Silent};
+pub use push::{PushOptions, Pushed};
 pub use remove::References;
+pub use select::best;
 pub use store::{
     Hold, ImportOptions, Listing, Loaded, PullOptions, PullPolicy, Pulled, SaveFormat, Source,
     Store,

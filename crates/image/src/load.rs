@@ -6,14 +6,13 @@ use std::thread::available_parallelism;
 
 use knarr_cas::Hasher;
 use knarr_fs::failpoint;
-use knarr_layer::Ingest;
 use knarr_spec::image::{Descriptor, Index, Manifest, media_type};
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document, LAYER_LIMIT};
 use knarr_spec::{Digest, Platform, Reference};
 use serde::Deserialize;
 
 use crate::archive::{Archive, not_an_archive};
-use crate::assemble::{Provider, Take, Wanted};
+use crate::assemble::{Brought, Provider, Take, Wanted};
 use crate::store::NewImage;
 use crate::{Error, Event, Loaded, Progress, Result, Source, Store, select};
 
@@ -131,9 +130,9 @@ impl Provider for Members<'_> {
         wanted: &Wanted,
         _stop: &AtomicBool,
         take: &Take<'_>,
-    ) -> Result<Ingest> {
+    ) -> Result<Brought> {
         let name = self.names.get(wanted.index).ok_or(Error::Worker)?;
-        take(&mut self.archive.section(name)?)
+        take(&mut self.archive.section(name)?).map(Brought::of)
     }
 }
 

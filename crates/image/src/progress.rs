@@ -22,6 +22,15 @@ impl Progress for Silent {
 pub enum Event {
     /// The pull of this reference begins (`latest: Pulling from library/debian`).
     Pulling(Reference),
+    /// The push to this reference begins (`The push refers to repository [docker.io/user/app]`).
+    Pushing(Reference),
+    /// The registry took a layer from another of its repositories (`Mounted from user/app`).
+    Mounted {
+        /// Which one.
+        layer: Digest,
+        /// The repository.
+        from: String,
+    },
     /// A layer's state; `layer` is the digest the manifest or archive names it by (Docker prints
     /// its first 12 digits).
     Layer {
@@ -53,6 +62,15 @@ pub enum LayerState {
         /// Bytes in all; 0 where unknown.
         total: u64,
     },
+    /// Bytes are compressed and sent (`Pushing`).
+    Sending {
+        /// Bytes so far, as they travel.
+        done: u64,
+        /// Bytes of the layer's tar, or as they travel where that is known.
+        total: u64,
+    },
+    /// The registry has it (`Pushed`).
+    Sent,
     /// All bytes are here and both digests are right (`Download complete`).
     Received,
     /// In the store, durable (`Pull complete`).

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use knarr_fs::{Durability, Lock, failpoint};
+use knarr_spec::manifest::Document;
 use knarr_spec::{Digest, Reference};
 
 use crate::assemble::lock_path;
@@ -12,8 +13,9 @@ use crate::{Error, Image, ImageId, LayerId, Removed, Result, Store, User};
 /// What images need.
 #[derive(Debug, Clone, Default)]
 pub struct References {
-    /// Each image with its blobs (configuration and manifest) and its layers.
-    pub images: Vec<(ImageId, [Digest; 2], Vec<LayerId>)>,
+    /// Each image with its blobs (configuration, manifest, and compressed layers that may have been
+    /// kept) and its layers.
+    pub images: Vec<(ImageId, Vec<Digest>, Vec<LayerId>)>,
     /// Some image cannot be read: nobody knows what that one needs.
     pub unsure: bool,
 }
@@ -234,11 +236,11 @@ impl Store {
         let mut references = References::default();
         for id in self.records.ids()? {
             match self.records.read(id) {
-                Ok(Some(record)) => references.images.push((
-                    id,
-                    [id.digest(), record.image.manifest],
-                    record.image.layers,
-                )),
+                Ok(Some(record)) => {
+                    let mut blobs = vec![id.digest(), record.image.manifest];
+                    blobs.extend(self.blobs_of(&record.image));
+                    references.images.push((id, blobs, record.image.layers));
+                }
                 Ok(None) => {}
                 Err(_) => references.unsure = true,
             }
@@ -298,6 +300,7 @@ impl Store {
             for id in self.records.ids()? {
                 if let Some(record) = self.records.read(id)? {
                     keep.extend([id.digest(), record.image.manifest]);
+                    keep.extend(self.blobs_of(&record.image));
                     layers.extend(record.image.layers);
                 }
             }
@@ -315,6 +318,15 @@ impl Store {
             // With a damaged image nobody knows what is needed: everything stays.
             Ok(_) | Err(Error::Record { .. } | Error::Version { .. }) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The layers' blobs, which may have been kept when it was pulled.
+    fn blobs_of(&self, image: &Image) -> Vec<Digest> {
+        let bytes = self.manifest_bytes(image).unwrap_or_default();
+        match Document::parse(&bytes, "") {
+            Ok(Document::Manifest(manifest)) => manifest.layers.iter().map(|l| l.digest).collect(),
+            _ => Vec::new(),
         }
     }
 

@@ -46,15 +46,11 @@ pub(crate) fn choose(
 }
 
 /// The entry of an index for a platform.
-pub(crate) fn best<'i>(name: &str, wanted: &Platform, index: &'i Index) -> Result<&'i Descriptor> {
-    let is_image = |descriptor: &&Descriptor| {
-        // BuildKit's attestations have the platform unknown/unknown.
-        descriptor
-            .platform
-            .as_ref()
-            .is_none_or(|p| p.os != "unknown")
-    };
-    let images: Vec<&Descriptor> = index.manifests.iter().filter(is_image).collect();
+///
+/// # Errors
+/// [`Error::NoPlatform`], which says what there is; `name` is the image's in it.
+pub fn best<'i>(name: &str, wanted: &Platform, index: &'i Index) -> Result<&'i Descriptor> {
+    let images: Vec<&Descriptor> = index.manifests.iter().filter(|d| is_image(d)).collect();
     let ranked = images
         .iter()
         .filter_map(|d| Some((d.platform.as_ref()?.rank(wanted)?, *d)))
@@ -77,6 +73,15 @@ pub(crate) fn best<'i>(name: &str, wanted: &Platform, index: &'i Index) -> Resul
         wanted: Box::new(wanted.clone()),
         available: images.iter().filter_map(|d| d.platform.clone()).collect(),
     })
+}
+
+/// Whether an entry of an index is an image; BuildKit's attestations have the platform
+/// unknown/unknown.
+pub(crate) fn is_image(descriptor: &Descriptor) -> bool {
+    descriptor
+        .platform
+        .as_ref()
+        .is_none_or(|p| p.os != "unknown")
 }
 
 /// Refuses artifacts, and layers that are not tars.

@@ -63,6 +63,10 @@ pub enum PullPolicy {
 pub struct PullOptions {
     /// Which image of a multi-platform index; the host's by default.
     pub platform: Option<Platform>,
+    /// Every image of a multi-platform index; the others under their digests.
+    pub all_platforms: bool,
+    /// Keeps the compressed blobs too, so that a push has the same digests.
+    pub keep_blobs: bool,
     /// Credentials, certificates, plain http: how registries are reached.
     pub registry: knarr_distribution::Settings,
 }
@@ -285,7 +289,7 @@ impl Store {
             wanted.is_none_or(|wanted| image.platform.satisfies(wanted))
         };
         if policy != PullPolicy::Always {
-            match self.resolve_and_hold(name) {
+            match self.resolve_meaning(name, options) {
                 Ok((image, hold)) if fits(&image) => return Ok((image, hold)),
                 Ok((image, _)) if policy == PullPolicy::Never => {
                     return Err(Error::Platform {
@@ -301,14 +305,40 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let reference = parse_name(name)?;
+        let references = self.meanings(name, options)?;
         loop {
-            let pulled = self.pull(&reference, options, progress)?;
+            let (_, pulled) = self.pull_first(&references, options, progress)?;
             // `rmi` may be faster than this call.
             if let Some(lock) = self.records.hold(pulled.image.id)? {
                 return Ok((pulled.image, Hold { _lock: lock }));
             }
         }
+    }
+
+    /// What a name that is to be pulled may mean, by `registries.conf`.
+    ///
+    /// # Errors
+    /// [`Error::Name`]; where the configuration is wrong.
+    pub fn meanings(&self, name: &str, options: &PullOptions) -> Result<Vec<Reference>> {
+        parse_name(name)?;
+        let meanings = options.registry.qualify(name);
+        meanings.map_err(|cause| Error::Pull {
+            name: name.to_owned(),
+            cause: Box::new(cause),
+        })
+    }
+
+    /// The image of a name, also where it was pulled for what `registries.conf` says that it means.
+    fn resolve_meaning(&self, name: &str, options: &PullOptions) -> Result<(Image, Hold)> {
+        let found = self.resolve_and_hold(name);
+        if let Err(Error::NotFound { .. }) = found {
+            for meaning in self.meanings(name, options)? {
+                if let Ok(found) = self.resolve_and_hold(&meaning.to_string()) {
+                    return Ok(found);
+                }
+            }
+        }
+        found
     }
 
     /// `tag`: gives the image another name.

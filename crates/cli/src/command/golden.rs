@@ -146,9 +146,9 @@ fn what_is_wrong_with_a_line_is_told_with_dockers_exit_code() {
             Some(125),
         ),
         (
-            vec!["push", "img"],
-            "error: `knarr push` is not served yet\n  hint: copy the image with another tool, such as \
-             skopeo",
+            vec!["manifest", "img"],
+            "error: `knarr manifest` is not served yet\n  hint: copy the image with another tool, such \
+             as skopeo",
             None,
         ),
         (

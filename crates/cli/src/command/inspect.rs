@@ -5,11 +5,12 @@ use knarr_engine::Engine;
 use knarr_engine::image::{Image, Listed, Store};
 use serde_json::{Value, json};
 
-use super::{Arguments, Call, Command, USUAL};
+use super::{Arguments, Call, Command, USUAL, remote};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::format;
 use crate::output;
+use crate::request::flags;
 use crate::template::{Data, Template};
 
 pub(super) const FORMAT: Flag = Flag::with(
@@ -60,9 +61,23 @@ pub(super) static IMAGE: Command = Command {
     names: &["image inspect"],
     usage: "[OPTIONS] IMAGE [IMAGE...]",
     about: "Display detailed information on one or more images",
-    flags: &[&[FORMAT]],
+    flags: &[
+        &[
+            FORMAT,
+            Flag::with(
+                "platform",
+                "string",
+                "Which image of several, with --remote",
+            ),
+            Flag::switch("remote", "Ask the registry, whatever is here"),
+        ],
+        flags::REGISTRY,
+    ],
     arguments: Arguments::AtLeast(1),
     run: |call| {
+        if call.line.on("remote") {
+            return remote::inspect(call);
+        }
         let engine = call.engine()?;
         show(call, |name| image(engine.images(), name))
     },

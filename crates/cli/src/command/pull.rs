@@ -1,12 +1,14 @@
 //! `pull`.
 
+use knarr_distribution::Client;
 use knarr_engine::image::PullOptions;
+use knarr_spec::Reference;
 
 use super::{Arguments, Call, Command, USUAL, tag};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::output;
-use crate::progress::{Bars, Place};
+use crate::progress::{self, Bars, Place};
 use crate::request::{self, flags};
 
 pub(super) static COMMAND: Command = Command {
@@ -15,14 +17,24 @@ pub(super) static COMMAND: Command = Command {
     about: "Download an image from a registry",
     flags: &[
         &[
-            Flag::switch("all-tags", "")
-                .short('a')
-                .refused("pull the tags one by one"),
+            Flag::switch("all-platforms", "Pull the images of all platforms"),
+            Flag::switch("all-tags", "Download all tagged images in the repository").short('a'),
+            Flag::switch(
+                "keep-blobs",
+                "Keep compressed layers, so that a push has the same digest\n(KNARR_KEEP_BLOBS)",
+            ),
             Flag::with(
                 "platform",
                 "string",
                 "Set platform if the image is for several",
             ),
+            Flag::with(
+                "progress",
+                "string",
+                "Type of progress output (\"auto\", \"plain\", \"tty\", \"quiet\", \"json\")",
+            )
+            .default("\"auto\"")
+            .checked(progress::check),
             Flag::switch("quiet", "Suppress verbose output").short('q'),
         ],
         flags::REGISTRY,
@@ -34,22 +46,59 @@ pub(super) static COMMAND: Command = Command {
 
 fn run(call: &Call<'_>) -> Result<u8> {
     let typed = call.arg(0);
-    let reference = tag::reference(typed)?;
     let mut options = request::pull_options(&call.line)?;
     use_config(call, &mut options);
-    let quiet = call.line.on("quiet");
-    if !quiet && !names_a_tag(typed) {
+    let engine = call.engine()?;
+    let references = engine.images().meanings(typed, &options)?;
+    let place = Place::of(&call.line);
+    if call.line.on("all-tags") {
+        return all_tags(call, &references, &options, place);
+    }
+    if place == Place::Stdout && !names_a_tag(typed) {
         output::line("Using default tag: latest")?;
     }
-    let bars = Bars::new(if quiet { Place::Nowhere } else { Place::Stdout });
-    let pulled = call.engine()?.images().pull(&reference, &options, &bars)?;
+    let bars = Bars::new(place);
+    let (reference, pulled) = engine.images().pull_first(&references, &options, &bars)?;
     bars.finish(pulled.newer);
-    output::line(&reference.to_string())?;
+    if place != Place::Json {
+        output::line(&reference.to_string())?;
+    }
+    Ok(0)
+}
+
+/// `--all-tags`: every tag of the repository, one after the other.
+fn all_tags(
+    call: &Call<'_>,
+    references: &[Reference],
+    options: &PullOptions,
+    place: Place,
+) -> Result<u8> {
+    if names_a_tag(call.arg(0)) {
+        return Err(Failure::invalid("tag can't be used with --all-tags/-a"));
+    }
+    let Some(reference) = references.first() else {
+        return Ok(0);
+    };
+    let tags = {
+        let client = Client::new(options.registry.clone()).on_retry(output::note);
+        client.session()?.tags(reference)?
+    };
+    let engine = call.engine()?;
+    let name = format!("{}/{}", reference.registry(), reference.repository());
+    for tag in tags {
+        let reference = tag::reference(&format!("{name}:{tag}"))?;
+        let bars = Bars::new(place);
+        let pulled = engine.images().pull(&reference, options, &bars)?;
+        bars.finish(pulled.newer);
+    }
+    if place != Place::Json {
+        output::line(&reference.familiar_name())?;
+    }
     Ok(0)
 }
 
 /// Whether a tag or digest was typed.
-fn names_a_tag(typed: &str) -> bool {
+pub(super) fn names_a_tag(typed: &str) -> bool {
     let last = typed.rsplit('/').next().unwrap_or(typed);
     last.contains(':') || typed.contains('@')
 }

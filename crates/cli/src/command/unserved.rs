@@ -13,21 +13,11 @@ static COMMANDS: &[(&str, &str)] = &[
     ("compose", "start the services one by one with `knarr run`"),
     ("config", NO_SWARM),
     ("context", "Knarr has no daemon to connect to"),
-    (
-        "login",
-        "write the credentials with another tool to ~/.docker/config.json, or pull with --creds",
-    ),
-    (
-        "logout",
-        "remove the credentials from ~/.docker/config.json",
-    ),
     ("manifest", REGISTRY),
     ("network", NETWORK),
     ("node", NO_SWARM),
     ("plugin", "Knarr has no plugins"),
     ("port", "ports are not published until networks exist"),
-    ("push", REGISTRY),
-    ("search", "search on the registry's web page"),
     ("secret", NO_SWARM),
     ("service", NO_SWARM),
     ("stack", NO_SWARM),
@@ -38,7 +28,6 @@ static COMMANDS: &[(&str, &str)] = &[
         "ports are not published until networks exist",
     ),
     ("image build", BUILD),
-    ("image push", REGISTRY),
     ("volume update", NO_SWARM),
 ];
 

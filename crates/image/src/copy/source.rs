@@ -22,7 +22,7 @@ pub(super) enum Source<'a> {
     Docker(Archive, Box<Found>),
     /// skopeo's folder.
     Folder(Archive),
-    Registry(Client<'a>, &'a Reference),
+    Registry(Box<Client<'a>>, &'a Reference),
     Store(Box<Stored<'a>>),
 }
 
@@ -54,9 +54,10 @@ impl<'a> Source<'a> {
                 Ok(Self::Docker(archive, Box::new(found)))
             }
             Location::Folder(path) => Ok(Self::Folder(archive(path)?)),
-            Location::Registry(reference) => {
-                Ok(Self::Registry(Client::new(options.from.clone()), reference))
-            }
+            Location::Registry(reference) => Ok(Self::Registry(
+                Box::new(Client::new(options.from.clone())),
+                reference,
+            )),
             Location::Store(name) => {
                 let (image, hold) = store.resolve_and_hold(name)?;
                 let manifest = store.manifest_for_copies(&image)?;
@@ -157,7 +158,9 @@ impl<'a> Source<'a> {
                 let session: Session<'_> =
                     client.session().map_err(|cause| failed(reference, cause))?;
                 let mut pieces = Pieces {
-                    blob: session.blob(reference, descriptor),
+                    blob: session
+                        .blob(reference, descriptor)
+                        .map_err(|cause| failed(reference, cause))?,
                     piece: Bytes::new(),
                     failure: None,
                 };

@@ -4,14 +4,13 @@ use std::io::Read as _;
 use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
 
-use knarr_layer::Ingest;
 use knarr_spec::Digest;
 use knarr_spec::image::Manifest;
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 
 use super::source::Source;
 use super::{CopyOptions, Top};
-use crate::assemble::{Provider, Take, Wanted};
+use crate::assemble::{Brought, Provider, Take, Wanted};
 use crate::store::NewImage;
 use crate::{Error, Progress, Result, Store, select};
 
@@ -96,7 +95,7 @@ impl Provider for Layers<'_> {
         wanted: &Wanted,
         _stop: &AtomicBool,
         take: &Take<'_>,
-    ) -> Result<Ingest> {
+    ) -> Result<Brought> {
         let descriptor = self.manifest.layers.get(wanted.index);
         let descriptor = descriptor.ok_or(Error::Worker)?;
         let mut ingest = None;
@@ -104,6 +103,6 @@ impl Provider for Layers<'_> {
             ingest = Some(take(bytes)?);
             Ok(())
         })?;
-        ingest.ok_or(Error::Worker)
+        ingest.map(Brought::of).ok_or(Error::Worker)
     }
 }

@@ -15,13 +15,19 @@ use super::Handmade;
 /// A request as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
+    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Seen {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     pub(crate) fn authorization(&self) -> Option<&str> {
@@ -118,16 +124,15 @@ impl Content {
             };
             return Answer::error(404, code);
         };
-        let start = seen.header("range").and_then(|r| {
-            r.strip_prefix("bytes=")?
-                .strip_suffix('-')?
-                .parse::<usize>()
-                .ok()
+        let range = seen.header("range").and_then(|r| {
+            let (start, last) = r.strip_prefix("bytes=")?.split_once('-')?;
+            let last = last.parse::<usize>().unwrap_or(bytes.len() - 1);
+            Some((start.parse::<usize>().ok()?, last.min(bytes.len() - 1)))
         });
-        let answer = match start {
-            Some(start) => Answer::new(206, bytes[start..].to_vec()).with(
+        let answer = match range {
+            Some((start, last)) => Answer::new(206, bytes[start..=last].to_vec()).with(
                 "content-range",
-                format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
+                format!("bytes {start}-{last}/{}", bytes.len()),
             ),
             None => Answer::new(200, bytes.clone()),
         };
@@ -205,6 +210,27 @@ impl Drop for Registry {
     }
 }
 
+/// The body of a request, by its length or in chunks; `None` where it broke off.
+fn body(reader: &mut impl std::io::BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").map(String::as_str) != Some("chunked") {
+        let length = headers.get("content-length").and_then(|n| n.parse().ok());
+        body.resize(length.unwrap_or(0), 0);
+        return reader.read_exact(&mut body).ok().map(|()| body);
+    }
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let size = usize::from_str_radix(line.trim(), 16).ok()?;
+        let mut chunk = vec![0; size + 2];
+        reader.read_exact(&mut chunk).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(&chunk[..size]);
+    }
+}
+
 /// Requests and answers until something ends it.
 fn converse<S: Read + Write>(stream: S, handler: &Arc<Handler>, log: &Mutex<Vec<Seen>>) {
     let mut reader = BufReader::new(stream);
@@ -225,7 +251,9 @@ fn converse<S: Read + Write>(stream: S, handler: &Arc<Handler>, log: &Mutex<Vec<
         if reader.read_line(&mut line).unwrap_or(0) == 0 {
             return;
         }
-        let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut words = line.split(' ').map(str::to_owned);
+        let method = words.next().unwrap_or_default();
+        let path = words.next().unwrap_or_default();
         let mut headers = BTreeMap::new();
         loop {
             let mut line = String::new();
@@ -237,7 +265,16 @@ fn converse<S: Read + Write>(stream: S, handler: &Arc<Handler>, log: &Mutex<Vec<
                 None => break,
             };
         }
-        let seen = Seen { path, headers };
+        let Some(body) = body(&mut reader, &headers) else {
+            return;
+        };
+        let is_head = method == "HEAD";
+        let seen = Seen {
+            method,
+            path,
+            headers,
+            body,
+        };
         log.lock().unwrap().push(seen.clone());
         let answer = handler(&seen);
         let writer = reader.get_mut();
@@ -258,6 +295,7 @@ fn converse<S: Read + Write>(stream: S, handler: &Arc<Handler>, log: &Mutex<Vec<
         }
         head += "\r\n";
         let body = match answer.cut {
+            _ if is_head => &[],
             Some(cut) => &answer.body[..cut.min(answer.body.len())],
             None => &answer.body[..],
         };
