@@ -306,3 +306,33 @@ fn kept_blobs_keep_the_digest() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn images_are_copied_to_registries_and_back() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let image = format!("{}/app:1", registry.host());
+    knarr.ok(["tag", "busybox", &image])?;
+    knarr.ok(["push", "-q", &image])?;
+    let digest = |name: &str| {
+        skopeo(&[
+            "inspect",
+            "--tls-verify=false",
+            "--format",
+            "{{.Digest}}",
+            name,
+        ])
+    };
+    let (from, to) = (
+        format!("docker://{image}"),
+        format!("docker://{}/copied:2", registry.host()),
+    );
+    knarr.ok(["image", "copy", &from, &to])?;
+    assert_eq!(digest(&from)?, digest(&to)?);
+    let layout = format!("oci:{}:3", knarr.scratch().join("layout").display());
+    let back = format!("docker://{}/back:3", registry.host());
+    knarr.ok(["image", "copy", &from, &layout])?;
+    knarr.ok(["image", "copy", &layout, &back])?;
+    assert_eq!(digest(&from)?, digest(&back)?);
+    Ok(())
+}

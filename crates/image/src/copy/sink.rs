@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use knarr_distribution::Client;
 use knarr_layer::TarWriter;
 use knarr_spec::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
@@ -43,6 +45,42 @@ pub(super) enum Sink<'a> {
         image: Mutex<Image>,
     },
     Folder(PathBuf),
+    Registry {
+        store: &'a Store,
+        client: Box<Client<'a>>,
+        reference: &'a Reference,
+    },
+}
+
+/// A scratch file from its start.
+struct FromStart<'f> {
+    file: &'f File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// Stores a manifest or index under a tag, or its digest.
+fn put(client: &Client<'_>, reference: &Reference, top: &Top) -> Result<()> {
+    let failed = |cause| refused(reference, cause);
+    let session = client.session().map_err(failed)?;
+    session
+        .put_manifest(reference, &top.media_type, &top.bytes)
+        .map_err(failed)?;
+    Ok(())
+}
+
+fn refused(reference: &Reference, cause: knarr_distribution::Error) -> Error {
+    Error::Push {
+        name: reference.familiar(),
+        cause: Box::new(cause),
+    }
 }
 
 /// The one image of a docker-archive.
@@ -161,7 +199,7 @@ impl<'a> Sink<'a> {
     pub(super) fn open(
         store: &'a Store,
         location: &'a Location,
-        _options: &CopyOptions,
+        options: &CopyOptions,
     ) -> Result<Self> {
         match location {
             Location::Layout { path, name } => {
@@ -189,7 +227,12 @@ impl<'a> Sink<'a> {
                 make_folder(path)?;
                 Ok(Self::Folder(path.clone()))
             }
-            Location::Registry(_) | Location::Store(_) => Err(Error::Unsupported {
+            Location::Registry(reference) => Ok(Self::Registry {
+                store,
+                client: Box::new(Client::new(options.to.clone())),
+                reference,
+            }),
+            Location::Store(_) => Err(Error::Unsupported {
                 what: format!("copying to {location}"),
             }),
         }
@@ -197,7 +240,10 @@ impl<'a> Sink<'a> {
 
     /// Whether several blobs may come at a time.
     pub(super) fn takes_several(&self) -> bool {
-        matches!(self, Self::Layout { .. } | Self::Folder(_))
+        matches!(
+            self,
+            Self::Layout { .. } | Self::Folder(_) | Self::Registry { .. }
+        )
     }
 
     /// Refuses an index where only one image fits in.
@@ -237,6 +283,17 @@ impl<'a> Sink<'a> {
             Self::Layout { folder, .. } => blob_path(folder, descriptor.digest),
             Self::Folder(folder) => folder.join(descriptor.digest.hex()),
             Self::LayoutArchive { .. } | Self::DockerArchive { .. } => return Ok(false),
+            Self::Registry {
+                client, reference, ..
+            } => {
+                let session = client
+                    .session()
+                    .map_err(|cause| refused(reference, cause))?;
+                let there = session
+                    .has_blob(reference, descriptor.digest)
+                    .map_err(|cause| refused(reference, cause))?;
+                return Ok(there == Some(descriptor.size));
+            }
         };
         let size = std::fs::metadata(path).map(|metadata| metadata.len());
         Ok(size.is_ok_and(|size| size == descriptor.size))
@@ -252,6 +309,35 @@ impl<'a> Sink<'a> {
         match self {
             Self::Layout { folder, .. } => keep_file(blob_path(folder, digest), bytes),
             Self::Folder(folder) => keep_file(folder.join(digest.hex()), bytes),
+            Self::Registry {
+                store,
+                client,
+                reference,
+            } => {
+                // An upload that breaks off has to be taken up again, and the source is read once.
+                let mut scratch = store.blobs.scratch()?;
+                inflate::pump(bytes, &mut scratch).map_err(|failure| match failure {
+                    Failure::Sink(cause) => Error::Write(cause),
+                    Failure::Source(cause) | Failure::Stream(cause, _) => {
+                        unreadable(&digest.to_string(), cause)
+                    }
+                })?;
+                Ok(Settled(Box::new(move || {
+                    let session = client
+                        .session()
+                        .map_err(|cause| refused(reference, cause))?;
+                    let mut open = || -> io::Result<Box<dyn Read>> {
+                        Ok(Box::new(FromStart {
+                            file: &scratch,
+                            at: 0,
+                        }))
+                    };
+                    session
+                        .push_blob(reference, Some(digest), &mut open, &|_| {})
+                        .map_err(|cause| refused(reference, cause))?;
+                    Ok(())
+                })))
+            }
             Self::LayoutArchive { tar, .. } => {
                 let name = load::member(digest);
                 lock(tar).stream(&name, bytes, descriptor.size)?;
@@ -303,12 +389,20 @@ impl<'a> Sink<'a> {
             Self::Folder(folder) => write(folder.join(format!("{}.manifest.json", digest.hex()))),
             Self::LayoutArchive { tar, .. } => lock(tar).file(&load::member(digest), &top.bytes),
             Self::DockerArchive { .. } => Ok(()),
+            Self::Registry {
+                client, reference, ..
+            } => put(client, &reference.with_digest(digest), top),
         }
     }
 
     /// Everything is there: names it.
     pub(super) fn finish(self, top: &Top) -> Result<()> {
         match self {
+            Self::Registry {
+                ref client,
+                reference,
+                ..
+            } => put(client, reference, top),
             Self::Layout { ref folder, name } => {
                 self.document(top)?;
                 // Two copies into one layout write its index one after the other.
