@@ -336,3 +336,53 @@ fn images_are_copied_to_registries_and_back() -> Result<()> {
     assert_eq!(digest(&from)?, digest(&back)?);
     Ok(())
 }
+
+#[test]
+fn an_index_is_made_by_hand_and_pulled_by_platform() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let of = |rest: &str| format!("{}/{rest}", registry.host());
+    let (native, other, list) = (of("native:1"), of("other:1"), of("list:1"));
+    knarr.ok(["tag", "busybox", &native])?;
+    knarr.ok(["push", "-q", &native])?;
+    // Another image, said to be for another machine.
+    let tar = knarr_testkit::fixture::busybox_rootfs()?;
+    knarr.ok(["import", "-c", "CMD [\"other\"]", text(&tar), &other])?;
+    knarr.ok(["push", "-q", &other])?;
+    knarr.ok(["manifest", "create", &list, &native, &other])?;
+    assert_eq!(knarr.run(["manifest", "create", &list, &native])?.code, 1);
+    knarr.ok([
+        "manifest",
+        "annotate",
+        "--arch",
+        "s390x",
+        "--annotation",
+        "a=b",
+        &list,
+        &other,
+    ])?;
+    let local: Value = serde_json::from_str(&knarr.ok(["manifest", "inspect", &list])?)?;
+    assert_eq!(local["manifests"][1]["platform"]["architecture"], "s390x");
+    assert_eq!(
+        local["manifests"][1]["annotations"],
+        serde_json::json!({"a": "b"})
+    );
+    let digest = knarr.ok(["manifest", "push", "--purge", &list])?;
+    assert_eq!(knarr.run(["manifest", "rm", &list])?.code, 1);
+    let there: Value = serde_json::from_str(&knarr.ok(["manifest", "inspect", &list])?)?;
+    assert_eq!(there, local);
+    let name = format!("docker://{list}");
+    let judged = skopeo(&[
+        "inspect",
+        "--tls-verify=false",
+        "--format",
+        "{{.Digest}}",
+        &name,
+    ])?;
+    assert_eq!(judged.trim(), digest);
+    let fresh = Knarr::new()?;
+    fresh.ok(["pull", "-q", &list])?;
+    let id = knarr.ok(["image", "inspect", "-f", "{{.Id}}", "busybox"])?;
+    assert_eq!(fresh.ok(["image", "inspect", "-f", "{{.Id}}", &list])?, id);
+    Ok(())
+}

@@ -25,6 +25,7 @@ mod kill;
 mod load;
 mod login;
 mod logs;
+mod manifest;
 mod pause;
 mod prune;
 mod ps;
@@ -158,6 +159,12 @@ static COMMANDS: &[&Command] = &[
     &load::COMMAND,
     &login::LOGIN,
     &login::LOGOUT,
+    &manifest::ADD,
+    &manifest::ANNOTATE,
+    &manifest::CREATE,
+    &manifest::INSPECT,
+    &manifest::PUSH,
+    &manifest::REMOVE,
     &logs::COMMAND,
     &pause::PAUSE,
     &push::COMMAND,
@@ -201,6 +208,7 @@ static COMMANDS: &[&Command] = &[
 static GROUPS: &[(&str, &str)] = &[
     ("container", "Manage containers"),
     ("image", "Manage images"),
+    ("manifest", "Manage image manifests and manifest lists"),
     ("system", "Manage Knarr"),
     ("volume", "Manage volumes"),
 ];

@@ -294,7 +294,8 @@ impl Engine {
                 },
                 None => Owner::Nobody,
             },
-            ["refs", ..] => Owner::Image,
+            // Lists in the making are a few KiB of names.
+            ["refs", ..] | ["manifests", ..] => Owner::Image,
             ["containers", name] => match name.strip_prefix(".tmp-") {
                 Some(id) => under_way(self.is_being_made(id)),
                 None => self.container(known, name),

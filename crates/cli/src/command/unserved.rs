@@ -1,7 +1,6 @@
 //! Docker's commands that Knarr does not serve yet: each is refused by its name, with a remedy.
 
 const BUILD: &str = "build with another tool, save to an archive and `knarr load` it";
-const REGISTRY: &str = "copy the image with another tool, such as skopeo";
 const NETWORK: &str = "use `--network host`, `--network none` or `--network container:ID`";
 const NO_SWARM: &str = "Knarr runs containers on one machine";
 
@@ -13,7 +12,6 @@ static COMMANDS: &[(&str, &str)] = &[
     ("compose", "start the services one by one with `knarr run`"),
     ("config", NO_SWARM),
     ("context", "Knarr has no daemon to connect to"),
-    ("manifest", REGISTRY),
     ("network", NETWORK),
     ("node", NO_SWARM),
     ("plugin", "Knarr has no plugins"),
