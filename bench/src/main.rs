@@ -10,6 +10,7 @@
 )]
 
 mod engine;
+mod images;
 mod load;
 mod memory;
 mod oci;
@@ -32,6 +33,10 @@ cargo x bench [WHAT]...
   memory   private memory (PSS) per idle container, 200 of them
   load     load and rmi of an image of about 850 MB and 50,000 files
   oci      knarr-oci beside crun, runc and youki (alone, not with others)
+  save     save of the same
+  commit   commit of 500 MB
+  copy     image copy beside skopeo
+  check    system check beside sha256sum
 
 Without WHAT: run and exec.";
 
@@ -58,10 +63,12 @@ fn run() -> Result<()> {
     } else {
         args.iter().map(String::as_str).collect()
     };
-    if let Some(unknown) = what
-        .iter()
-        .find(|w| !["run", "exec", "ps", "start", "memory", "load"].contains(w))
-    {
+    if let Some(unknown) = what.iter().find(|w| {
+        ![
+            "run", "exec", "ps", "start", "memory", "load", "save", "commit", "copy", "check",
+        ]
+        .contains(w)
+    }) {
         bail!("`{unknown}` is not a benchmark\n\n{USAGE}");
     }
     println!(
@@ -77,6 +84,10 @@ fn run() -> Result<()> {
             "ps" => start::ps(&engines)?,
             "start" => start::many(&engines)?,
             "memory" => memory::idle(&engines)?,
+            "save" => images::save(&engines)?,
+            "commit" => images::commit(&engines)?,
+            "copy" => images::copy(&engines)?,
+            "check" => images::check(&engines)?,
             _ => load::load(&engines)?,
         }
     }

@@ -40,7 +40,7 @@ impl Store {
             damaged: root.join("damaged"),
         };
         if !store.partial.is_dir() {
-            knarr_fs::create_dir_all(&store.blobs)?;
+            knarr_fs::create_dir_all_durable(&store.blobs)?;
             knarr_fs::create_dir_all(&store.partial)?;
         }
         Ok(store)

@@ -93,6 +93,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result
     }
 }
 
+/// Makes an empty file (mode 0600), or leaves one that exists as it is: a mark.
+///
+/// # Errors
+/// As open(2).
+pub fn create_empty(path: &Path) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map(drop)
+        .map_err(Error::of("create", "open", path))
+}
+
 /// rename(2) within one file system.
 ///
 /// # Errors
@@ -140,6 +151,22 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
         }
         Err(errno) => Err(Error::of("create", "mkdir", path)(errno)),
     }
+}
+
+/// [`create_dir_all`], and each folder that was made is durable in the one above it. Costs one
+/// stat(2) where the folder exists.
+///
+/// # Errors
+/// As mkdir(2) and fsync(2).
+pub fn create_dir_all_durable(path: &Path) -> Result<()> {
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|path| !path.is_dir()).collect();
+    while let Some(path) = missing.pop() {
+        create_dir_all(path)?;
+        if let Some(parent) = path.parent() {
+            sync_dir(parent)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes one folder (mode 0700) that must not exist.

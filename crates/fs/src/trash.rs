@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, create_dir_all, file_names, remove_tree, rename};
+use crate::{Error, Result, create_dir_all, file_names, remove_tree, rename, sync_dir};
 
 /// A folder `trash/` on the same file system as what is thrown into it.
 ///
@@ -49,7 +49,13 @@ impl Trash {
     /// As unlinkat(2), after trying everything.
     pub fn empty(&self) -> Result<()> {
         let mut result = Ok(());
-        for name in file_names(&self.path)? {
+        let names = file_names(&self.path)?;
+        if !names.is_empty() {
+            // That it was thrown away must outlast a power cut before any part of it is deleted:
+            // what came back without its marks would be taken for whole.
+            sync_dir(&self.path)?;
+        }
+        for name in names {
             let removed = remove_tree(&self.path.join(name));
             result = result.and(removed);
         }

@@ -80,12 +80,16 @@ impl Store {
         for id in self.records.ids()? {
             checked.images += 1;
             let error = match self.records.read(id) {
-                Ok(Some(Record { image, .. })) => {
+                Ok(Some(Record {
+                    image,
+                    removed: false,
+                    ..
+                })) => {
                     images.push(image);
                     continue;
                 }
-                // Removed meanwhile.
-                Ok(None) => continue,
+                // Removed, or about to be: what it has may be gone.
+                Ok(Some(_) | None) => continue,
                 Err(error) => error,
             };
             let outcome = match (&error, repair) {

@@ -46,7 +46,7 @@ impl Names {
     /// Keeps other writers of names away. Reading needs no lock: each name is one atomic file.
     /// Held for the few milliseconds of a rename and its fsync.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        knarr_fs::create_dir_all(&self.root)?;
+        knarr_fs::create_dir_all_durable(&self.root)?;
         Ok(Lock::exclusive(&self.root.join(".lock"))?)
     }
 
@@ -73,7 +73,7 @@ impl Names {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
-            self.create_durably(folder)?;
+            knarr_fs::create_dir_all_durable(folder)?;
         }
         failpoint!("image.naming");
         knarr_fs::write_atomic(&path, format!("{id}\n").as_bytes(), Durability::Durable)?;
@@ -154,21 +154,6 @@ impl Names {
             (Some(digest), _) => folder.join(DIGESTS).join(digest.hex()),
             (None, tag) => folder.join(TAGS).join(tag.unwrap_or("latest")),
         }
-    }
-
-    /// Makes the folders down to `folder`, each one durable in its parent.
-    fn create_durably(&self, folder: &Path) -> Result<()> {
-        let mut missing: Vec<&Path> = folder
-            .ancestors()
-            .take_while(|path| *path != self.root && !path.is_dir())
-            .collect();
-        while let Some(path) = missing.pop() {
-            knarr_fs::create_dir_all(path)?;
-            if let Some(parent) = path.parent() {
-                knarr_fs::sync_dir(parent)?;
-            }
-        }
-        Ok(())
     }
 }
 

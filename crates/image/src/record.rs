@@ -175,6 +175,7 @@ impl Records {
                 knarr_fs::remove_file(&self.folder(new.id).join(REMOVED))?;
                 return Ok(hold);
             }
+            knarr_fs::create_dir_all_durable(&self.root)?;
             let folder = TempDir::new_in(&self.root)?;
             knarr_fs::write_atomic(&folder.path().join(FILE), &bytes, Durability::Durable)?;
             failpoint!("image.written");
@@ -190,8 +191,8 @@ impl Records {
     /// stay for the containers that have them.
     pub(crate) fn hide(&self, _lock: &Lock, id: ImageId) -> Result<()> {
         let folder = self.folder(id);
-        // An empty file has no data to sync, only its name.
-        knarr_fs::write_atomic(&folder.join(REMOVED), b"", Durability::Volatile)?;
+        // An empty file has no data to sync, only its name, which comes in one step.
+        knarr_fs::create_empty(&folder.join(REMOVED))?;
         Ok(knarr_fs::sync_dir(&folder)?)
     }
 

@@ -179,13 +179,13 @@ impl Store {
         Ok(report)
     }
 
-    /// Takes all names from an image that is hidden. Whoever finds it after a power cut does this
-    /// again, so nothing is synced.
+    /// Takes all names from an image that is hidden, durably: once its record is gone, nobody would
+    /// know that one which a power cut brings back was taken away, and the same image may come again.
     pub(crate) fn remove_names(&self, id: ImageId) -> Result<()> {
         let lock = self.names.lock()?;
         let all = self.names.all()?;
         for name in all.of(id) {
-            self.names.remove(&lock, name, Durability::Volatile)?;
+            self.names.remove(&lock, name, Durability::Durable)?;
         }
         failpoint!("image.unnamed");
         Ok(())

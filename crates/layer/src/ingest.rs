@@ -66,6 +66,7 @@ enum Parsing {
 
 impl Ingest {
     pub(crate) fn new(store: Store, expected: Option<Digest>) -> Result<Self> {
+        knarr_fs::create_dir_all_durable(store.folder())?;
         let (folder, held) = loop {
             let folder = TempDir::new_in(store.folder())?;
             // A sweep may come between the two; then another folder will do.
@@ -169,7 +170,7 @@ impl Ingest {
         failpoint!("layer.synced");
         let target = self.store.path(&id);
         if let Some(parent) = target.parent() {
-            knarr_fs::create_dir_all(parent)?;
+            knarr_fs::create_dir_all_durable(parent)?;
         }
         match self.folder.publish(&target, Durability::Durable) {
             Ok(()) => {}
