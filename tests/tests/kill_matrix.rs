@@ -311,6 +311,23 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        name: "commit",
+        points: &["commit."],
+        run: |trial| {
+            let pid = running(trial.knarr)?;
+            trial.armed(&["commit", "kk", "kk:committed"])?;
+            if !matches!(trial.how, How::Another(_)) {
+                // Its monitor sees that nobody holds it still any more.
+                wait_for(Duration::from_secs(5), || {
+                    (status(trial.knarr).ok()? == "running").then_some(())
+                });
+                lives_on(trial.knarr, &pid)?;
+            }
+            trial.knarr.run(["rmi", "kk:committed"])?;
+            Ok(())
+        },
+    },
+    Case {
         name: "stop",
         points: &["engine.", "monitor.adopt"],
         run: |trial| {
@@ -716,13 +733,15 @@ fn a_kill_at_any_point_of_an_images_life_leaves_it_whole_or_gone() -> Result<()>
     let remote = format!("{}/kk:1", registry.host());
 
     let points = points(true)?;
-    let ways: [(&str, &[&str], &str); 6] = [
+    let ways: [(&str, &[&str], &str); 8] = [
         ("load", &["load", "-q", "-i", archive], "busybox"),
         ("import", &["import", rootfs, "kk:imported"], "kk:imported"),
         ("pull", &["pull", "-q", &remote], &remote),
         ("rmi", &["rmi", "busybox"], "busybox"),
         ("tag", &["tag", "busybox", "kk:tagged"], "kk:tagged"),
         ("unpack", &["run", "--rm", "busybox", "true"], "busybox"),
+        ("commit", &["commit", "kk", "kk:committed"], "kk:committed"),
+        ("repair", &["system", "check", "--repair"], "busybox"),
     ];
     // What is there when nothing is: folders.
     knarr.ok(["load", "-q", "-i", archive])?;
@@ -778,8 +797,17 @@ fn image_trial(
     clean: &BTreeSet<String>,
 ) -> Result<()> {
     let knarr = trial.knarr;
-    if matches!(way, "rmi" | "tag" | "unpack") {
+    if !matches!(way, "load" | "import" | "pull") {
         knarr.ok(["load", "-q", "-i", archive])?;
+    }
+    match way {
+        "commit" => drop(knarr.ok(["run", "--name", "kk", "busybox", "touch", "/made"])?),
+        "repair" => {
+            for layer in std::fs::read_dir(knarr.root().join("layers/sha256"))? {
+                std::fs::remove_file(layer?.path().join("index.erofs"))?;
+            }
+        }
+        _ => {}
     }
     let args: Vec<&str> = args.to_vec();
     if driver == "overlay" {
@@ -808,7 +836,8 @@ fn image_trial(
     }
     if trial.fired() {
         let listed = knarr.ok(["images", "-q", name])?;
-        if !listed.is_empty() && way != "pull" {
+        // Of a repair, what was damaged before.
+        if !listed.is_empty() && !matches!(way, "pull" | "repair") {
             ensure!(
                 knarr.ok(["run", "--rm", name, "/bin/echo", "whole"])? == "whole",
                 "it is listed and cannot be run"
@@ -818,6 +847,14 @@ fn image_trial(
         let again = knarr.run(&args)?;
         let gone = way == "rmi" && again.stderr.contains("o such image");
         ensure!(again.code == 0 || gone, "again: {again:?}");
+        if way == "repair" {
+            ensure!(knarr.ok(["run", "--rm", name, "/bin/echo", "whole"])? == "whole");
+        }
+    }
+    match way {
+        "commit" => drop(knarr.ok(["rm", "kk"])?),
+        "repair" => drop(knarr.ok(["system", "prune", "-f"])?),
+        _ => {}
     }
     for name in ["busybox", "kk:tagged", name] {
         let removed = knarr.run(["rmi", name])?;
@@ -828,7 +865,7 @@ fn image_trial(
     }
     // A second import is another image, which takes the name from the first.
     for id in knarr.ok(["images", "-aq", "--no-trunc"])?.lines() {
-        ensure!(way == "import", "an image is left");
+        ensure!(matches!(way, "import" | "commit"), "an image is left");
         knarr.ok(["rmi", id])?;
     }
     ensure!(knarr.ok(["images", "-aq"])?.is_empty(), "an image is left");

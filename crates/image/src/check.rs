@@ -383,7 +383,10 @@ impl Store {
     ) -> Outcome {
         let aside = match self.layers.set_aside(&id) {
             Ok(aside) => Some(aside),
-            Err(knarr_layer::Error::Fs(error)) if error.is_not_found() => None,
+            // A repair that was killed may have set it aside.
+            Err(knarr_layer::Error::Fs(error)) if error.is_not_found() => {
+                Some(self.layers.aside(&id)).filter(|aside| aside.is_dir())
+            }
             Err(error) => return Outcome::Unrepaired(error.report().to_string()),
         };
         failpoint!("check.set-aside");

@@ -306,12 +306,20 @@ impl Store {
     /// # Errors
     /// Where it cannot be renamed.
     pub fn set_aside(&self, id: &LayerId) -> Result<PathBuf> {
-        let damaged = self.folder.join(DAMAGED);
-        knarr_fs::create_dir_all(&damaged)?;
-        let aside = damaged.join(id.digest().hex());
-        self.trash.throw(&aside)?;
+        let aside = self.aside(id);
+        if let Some(damaged) = aside.parent() {
+            knarr_fs::create_dir_all(damaged)?;
+        }
+        if self.path(id).exists() {
+            self.trash.throw(&aside)?;
+        }
         knarr_fs::rename_durable(&self.path(id), &aside)?;
         Ok(aside)
+    }
+
+    /// Where a layer is, or would be, when it was set aside.
+    pub fn aside(&self, id: &LayerId) -> PathBuf {
+        self.folder.join(DAMAGED).join(id.digest().hex())
     }
 
     /// Whether a temporary folder of that name is an ingest in flight.
