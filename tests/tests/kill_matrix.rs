@@ -53,6 +53,8 @@ fn points(of_images: bool) -> Result<BTreeSet<String>> {
             }
         }
     }
+    // No command makes networks yet, so nothing passes their points.
+    found.retain(|name| !name.starts_with("net."));
     // The failpoint crate's own examples.
     found.retain(|name| !UNREACHED.iter().any(|(unreached, _)| name == unreached));
     ensure!(found.len() >= 10, "the matrix is empty: {found:?}");
@@ -414,8 +416,15 @@ const CASES: &[Case] = &[
         name: "a name that is stale",
         points: &["names."],
         run: |trial| {
-            half_made(trial.knarr, "create.named")?;
-            trial.armed(&["run", "--rm", "--name", "kk", "busybox", "true"])
+            // The `ps` beside it may take the stale name away first.
+            for _ in 0..10 {
+                half_made(trial.knarr, "create.named")?;
+                trial.armed(&["run", "--rm", "--name", "kk", "busybox", "true"])?;
+                if trial.fired() {
+                    break;
+                }
+            }
+            Ok(())
         },
     },
     Case {
