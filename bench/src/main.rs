@@ -23,22 +23,50 @@ use anyhow::{Result, bail};
 
 use engine::Engines;
 
-const USAGE: &str = "\
-cargo x bench [WHAT]...
+/// A benchmark's name, what it measures, and what does it.
+type Benchmark = (&'static str, &'static str, fn(&Engines) -> Result<()>);
 
-  run      run --rm --network none busybox true, hot and cold
-  exec     exec true in a running container, hot and cold
-  ps       ps with 200 containers
-  start    100 starts one after the other, and 32 at a time
-  memory   private memory (PSS) per idle container, 200 of them
-  load     load and rmi of an image of about 850 MB and 50,000 files
-  oci      knarr-oci beside crun, runc and youki (alone, not with others)
-  save     save of the same
-  commit   commit of 500 MB
-  copy     image copy beside skopeo
-  check    system check beside sha256sum
+const BENCHMARKS: &[Benchmark] = &[
+    (
+        "run",
+        "run --rm --network none busybox true, hot and cold",
+        start::run,
+    ),
+    (
+        "exec",
+        "exec true in a running container, hot and cold",
+        start::exec,
+    ),
+    ("ps", "ps with 200 containers", start::ps),
+    (
+        "start",
+        "100 starts one after the other, and 32 at a time",
+        start::many,
+    ),
+    (
+        "memory",
+        "private memory (PSS) per idle container, 200 of them",
+        memory::idle,
+    ),
+    (
+        "load",
+        "load and rmi of an image of about 850 MB and 50,000 files",
+        load::load,
+    ),
+    ("save", "save of the same", images::save),
+    ("commit", "commit of 500 MB", images::commit),
+    ("copy", "image copy beside skopeo", images::copy),
+    ("check", "system check beside sha256sum", images::check),
+];
 
-Without WHAT: run and exec.";
+fn usage() -> String {
+    let mut text = "cargo x bench [WHAT]...\n\n".to_owned();
+    for (name, about, _) in BENCHMARKS {
+        text.push_str(&format!("  {name:<8} {about}\n"));
+    }
+    text + "  oci      knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
+            Without WHAT: run and exec."
+}
 
 fn main() -> ExitCode {
     match run() {
@@ -58,38 +86,23 @@ fn run() -> Result<()> {
     if args == ["oci"] {
         return oci::run();
     }
-    let what: Vec<&str> = if args.is_empty() {
+    let what = if args.is_empty() {
         vec!["run", "exec"]
     } else {
         args.iter().map(String::as_str).collect()
     };
-    if let Some(unknown) = what.iter().find(|w| {
-        ![
-            "run", "exec", "ps", "start", "memory", "load", "save", "commit", "copy", "check",
-        ]
-        .contains(w)
-    }) {
-        bail!("`{unknown}` is not a benchmark\n\n{USAGE}");
+    let known = |name: &&str| BENCHMARKS.iter().find(|(known, ..)| known == name);
+    if let Some(unknown) = what.iter().find(|name| known(name).is_none()) {
+        bail!("`{unknown}` is not a benchmark\n\n{}", usage());
     }
     println!(
         "load average before: {}",
         std::fs::read_to_string("/proc/loadavg")?.trim()
     );
     let engines = Engines::start()?;
-    for what in what {
-        println!("\n== {what}");
-        match what {
-            "run" => start::run(&engines)?,
-            "exec" => start::exec(&engines)?,
-            "ps" => start::ps(&engines)?,
-            "start" => start::many(&engines)?,
-            "memory" => memory::idle(&engines)?,
-            "save" => images::save(&engines)?,
-            "commit" => images::commit(&engines)?,
-            "copy" => images::copy(&engines)?,
-            "check" => images::check(&engines)?,
-            _ => load::load(&engines)?,
-        }
+    for (name, _, measure) in what.iter().filter_map(known) {
+        println!("\n== {name}");
+        measure(&engines)?;
     }
     Ok(())
 }

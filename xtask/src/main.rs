@@ -27,7 +27,7 @@ cargo x COMMAND
   vm [FILTER]       the tests that need another machine: Debian 12 with systemd and pure cgroup v2 under
                     qemu, part of `test` (with --shell: log in there)
   check             format, lints, docs, layers
-  bench [WHAT]      measure beside the peers: run, exec, ps, start, memory, load, oci
+  bench [WHAT]      measure beside the peers; without WHAT: run and exec (an unknown WHAT lists all)
   bless             renew golden files; read the diff before committing
   build             the static binaries in target/release
   install [PREFIX]  copy the binaries to PREFIX/bin (/usr/local)";
