@@ -287,6 +287,41 @@ pub enum Error {
         #[source]
         cause: Box<knarr_distribution::Error>,
     },
+    /// No list of that name is being made.
+    #[error("no such manifest list: {name}")]
+    ListNotFound {
+        /// What was asked for.
+        name: String,
+    },
+    /// One of that name is being made.
+    #[error("the manifest list {name} exists already")]
+    ListExists {
+        /// Its name.
+        name: String,
+    },
+    /// The file of a list is damaged.
+    #[error("the manifest list {name} cannot be read")]
+    ListDamaged {
+        /// Its name.
+        name: String,
+        /// Where it is wrong.
+        #[source]
+        cause: serde_json::Error,
+    },
+    /// Not one image of a list, but none or several.
+    #[error("the manifest list has {count} images that {typed} may mean")]
+    ListEntry {
+        /// What was asked for.
+        typed: String,
+        /// How many.
+        count: usize,
+    },
+    /// An entry of a list is itself a list.
+    #[error("{name} is no image")]
+    ListOfLists {
+        /// The entry.
+        name: String,
+    },
     /// A file operation failed.
     #[error("cannot access the image store")]
     File(#[from] knarr_fs::Error),
@@ -318,6 +353,7 @@ impl Explain for Error {
     fn class(&self) -> Class {
         match self {
             Self::NotFound { .. }
+            | Self::ListNotFound { .. }
             | Self::NotItsName { .. }
             | Self::NoPlatform { .. }
             | Self::Platform { .. } => Class::NotFound,
@@ -327,7 +363,10 @@ impl Explain for Error {
             | Self::PushByDigest { .. }
             | Self::NotAnImage { .. }
             | Self::NotAnArchive { .. }
+            | Self::ListEntry { .. }
+            | Self::ListOfLists { .. }
             | Self::Change { .. } => Class::Invalid,
+            Self::ListExists { .. } => Class::Exists,
             Self::Conflict { .. } | Self::LayerGone { .. } => Class::Busy,
             Self::LayerCount { .. }
             | Self::Config { .. }
@@ -339,6 +378,7 @@ impl Explain for Error {
             | Self::ArchiveDamaged { .. }
             | Self::ArchiveJson { .. }
             | Self::Record { .. }
+            | Self::ListDamaged { .. }
             | Self::NameFile { .. } => Class::Corrupt,
             Self::Version { .. } | Self::Unsupported { .. } => Class::Unsupported,
             Self::ArchiveRead { cause, .. } | Self::Write(cause) => of_io(cause),
@@ -381,6 +421,11 @@ impl Explain for Error {
             Self::Worker => "worker-lost",
             Self::Pull { cause, .. } | Self::Push { cause, .. } => cause.code(),
             Self::PushByDigest { .. } => "push-by-digest",
+            Self::ListNotFound { .. } => "manifest-list-not-found",
+            Self::ListExists { .. } => "manifest-list-exists",
+            Self::ListDamaged { .. } => "manifest-list-damaged",
+            Self::ListEntry { .. } => "manifest-list-entry",
+            Self::ListOfLists { .. } => "manifest-list-nested",
             Self::File(error) => error.code(),
             Self::Blob(error) => error.code(),
         }
@@ -417,6 +462,17 @@ impl Explain for Error {
             Self::NameFile { name, .. } => Some(format!("`knarr rmi {name}` removes the name")),
             Self::LayerGone { .. } => Some("try again".to_owned()),
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.hint(),
+            Self::ListNotFound { name } => {
+                Some(format!("`knarr manifest create {name} IMAGE...` makes it"))
+            }
+            Self::ListExists { .. } => Some("add --amend".to_owned()),
+            Self::ListDamaged { name, .. } => Some(format!("`knarr manifest rm {name}` removes it")),
+            Self::ListEntry { .. } => Some(
+                "name the image by its digest, which `knarr manifest inspect` shows".to_owned(),
+            ),
+            Self::ListOfLists { .. } => {
+                Some("add the images of an index with `knarr manifest add --all`".to_owned())
+            }
             Self::PushByDigest { .. } => Some("name a tag: `knarr push NAME:TAG`".to_owned()),
             Self::Pull { cause, .. } | Self::Push { cause, .. } => cause.hint(),
             Self::File(error) => error.hint(),

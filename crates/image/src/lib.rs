@@ -10,6 +10,7 @@
 //!                              removed       marks a removal under way, or waiting for a stopped container
 //! blobs/sha256/<hex>                         manifests and configurations (kept by `knarr-cas`)
 //! blobs/partial/<hex>/                       what came of a blob that is on its way, or broke off
+//! manifests/<name>.json                      a list that `manifest create` made; .lock
 //! layers/                                    (kept by `knarr-layer`)
 //! <run root>/claims/<diff id>                flock: who is bringing this layer
 //! ```
@@ -44,6 +45,7 @@ mod image;
 mod import;
 mod inflate;
 mod load;
+mod manifest_list;
 mod names;
 mod near;
 mod partial;
@@ -64,6 +66,7 @@ pub use copy::{CopyOptions, Location, LocationError};
 pub use error::{Error, Result};
 pub use image::{Image, ImageId, Listed, Removed, User};
 pub use knarr_layer::LayerId;
+pub use manifest_list::{ManifestList, ManifestNote};
 pub use progress::{Event, LayerState, Progress, Silent};
 pub use push::{PushOptions, Pushed};
 pub use remove::References;

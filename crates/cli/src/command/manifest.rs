@@ -1,27 +1,16 @@
 //! `manifest`: indexes of images for several platforms, made by hand.
-//!
-//! A list in the making is a file `manifests/<its name, with slashes as %2F>.json` below the data
-//! root: an OCI image index, its entries' repositories in an annotation that a push takes out.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use knarr_distribution::{Fetched, Session};
-use knarr_engine::image::PullOptions;
-use knarr_fs::Durability;
-use knarr_spec::image::{Descriptor, Index, media_type};
-use knarr_spec::manifest::Document;
-use knarr_spec::{Platform, Reference};
+use knarr_engine::image::{Error as ImageError, ManifestList, ManifestNote, PullOptions};
+use knarr_spec::Reference;
 use serde_json::Value;
 
-use super::{Arguments, Call, Command, USUAL, remote};
+use super::{Arguments, Call, Command, USUAL, remote, tag};
 use crate::failure::{Failure, Result, each};
 use crate::flag::Flag;
 use crate::request::flags;
 use crate::{format, output};
-
-/// Where an entry's image is; of no concern to the registry.
-const FROM: &str = "knarr.from";
 
 pub(super) static CREATE: Command = Command {
     names: &["manifest create"],
@@ -105,140 +94,9 @@ pub(super) static REMOVE: Command = Command {
     usage: "LIST [LIST...]",
     about: "Delete one or more manifest lists from local storage",
     arguments: Arguments::AtLeast(1),
-    run: |call| {
-        each(&call.line.args, |name| {
-            let list = List::load(call, name)?;
-            knarr_fs::remove_file(&list.path).map_err(Failure::from)
-        })
-    },
+    run: remove,
     ..USUAL
 };
-
-/// A list in the making.
-struct List {
-    reference: Reference,
-    path: PathBuf,
-    index: Index,
-}
-
-impl List {
-    fn at(call: &Call<'_>, name: &str) -> Result<Self> {
-        let reference = super::tag::reference(name)?;
-        let settings = knarr_engine::Settings::locate(
-            call.globals.root.clone(),
-            call.globals.run_root.clone(),
-        )?;
-        let file = format!("{}.json", reference.to_string().replace('/', "%2F"));
-        Ok(Self {
-            path: settings.root.join("manifests").join(file),
-            reference,
-            index: Index {
-                schema_version: 2,
-                media_type: Some(media_type::OCI_INDEX.to_owned()),
-                manifests: Vec::new(),
-                annotations: BTreeMap::new(),
-            },
-        })
-    }
-
-    fn find(call: &Call<'_>, name: &str) -> Result<Option<Self>> {
-        let mut list = Self::at(call, name)?;
-        let bytes = match knarr_fs::read(&list.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        list.index = serde_json::from_slice(&bytes).map_err(|error| {
-            Failure::of(
-                knarr_diag::Class::Corrupt,
-                "manifest-list-damaged",
-                format!("the manifest list {name} cannot be read: {error}"),
-            )
-            .hint(format!("`knarr manifest rm {name}` removes it"))
-        })?;
-        Ok(Some(list))
-    }
-
-    fn load(call: &Call<'_>, name: &str) -> Result<Self> {
-        Self::find(call, name)?.ok_or_else(|| {
-            Failure::of(
-                knarr_diag::Class::NotFound,
-                "manifest-list-not-found",
-                format!("no such manifest list: {name}"),
-            )
-            .hint(format!("`knarr manifest create {name} IMAGE...` makes it"))
-        })
-    }
-
-    fn save(&self) -> Result<()> {
-        if let Some(folder) = self.path.parent() {
-            knarr_fs::create_dir_all(folder)?;
-        }
-        // Plain values always serialize.
-        let bytes = serde_json::to_vec_pretty(&self.index).unwrap_or_default();
-        Ok(knarr_fs::write_atomic(
-            &self.path,
-            &bytes,
-            Durability::Durable,
-        )?)
-    }
-
-    /// Puts an image in, in the place of the same one.
-    fn put(&mut self, descriptor: Descriptor) {
-        self.index
-            .manifests
-            .retain(|known| known.digest != descriptor.digest);
-        self.index.manifests.push(descriptor);
-    }
-
-    /// Adds what `typed` means at its registry.
-    fn add(
-        &mut self,
-        session: &Session<'_>,
-        options: &PullOptions,
-        typed: &str,
-        all: bool,
-    ) -> Result<()> {
-        let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-        let reference = remote::reference(options, bare)?;
-        let fetched = session.manifest(&reference)?;
-        let index = match &fetched.document {
-            Document::Manifest(_) => {
-                self.put(described(session, &reference, &fetched)?);
-                return Ok(());
-            }
-            Document::Index(index) => index,
-        };
-        if !all {
-            let host = Platform::host();
-            let wanted = options.platform.as_ref().unwrap_or(&host);
-            let best = knarr_engine::image::best(&reference.familiar(), wanted, index)?.clone();
-            self.put(from(best, &reference));
-            return Ok(());
-        }
-        for entry in index.manifests.clone() {
-            self.put(from(entry, &reference));
-        }
-        Ok(())
-    }
-}
-
-fn from(mut descriptor: Descriptor, reference: &Reference) -> Descriptor {
-    let place = format!("{}/{}", reference.registry(), reference.repository());
-    descriptor.annotations.insert(FROM.to_owned(), place);
-    descriptor
-}
-
-/// An image with the platform that its configuration says.
-fn described(session: &Session<'_>, reference: &Reference, image: &Fetched) -> Result<Descriptor> {
-    let mut descriptor = image.descriptor();
-    if let Document::Manifest(manifest) = &image.document {
-        let bytes = session.document(reference, &manifest.config)?;
-        let platform: Platform = serde_json::from_slice(&bytes).unwrap_or_default();
-        descriptor.platform = Some(platform).filter(|platform| !platform.os.is_empty());
-    }
-    Ok(from(descriptor, reference))
-}
 
 /// How registries are reached, with Docker's word for it too.
 fn client(call: &Call<'_>) -> Result<(knarr_distribution::Client<'static>, PullOptions)> {
@@ -252,108 +110,83 @@ fn client(call: &Call<'_>) -> Result<(knarr_distribution::Client<'static>, PullO
 }
 
 fn create(call: &Call<'_>) -> Result<u8> {
-    let name = call.arg(0);
-    let found = List::find(call, name)?;
-    if found.is_some() && !call.line.on("amend") {
-        return Err(Failure::of(
-            knarr_diag::Class::Exists,
-            "manifest-list-exists",
-            format!("the manifest list {name} exists already"),
-        )
-        .hint("add --amend"));
-    }
-    let mut list = match found {
-        Some(list) => list,
-        None => List::at(call, name)?,
-    };
-    let (client, options) = client(call)?;
-    let session = client.session()?;
+    let engine = call.engine()?;
+    let name = tag::reference(call.arg(0))?;
+    let mut list = engine
+        .images()
+        .create_manifest_list(&name, call.line.on("amend"))?;
     for typed in call.line.args.iter().skip(1) {
-        list.add(&session, &options, typed, false)?;
+        fill(call, &mut list, typed, false)?;
     }
     list.save()?;
-    output::line(&format!("Created manifest list {}", list.reference))?;
+    output::line(&format!("Created manifest list {name}"))?;
     Ok(0)
 }
 
 fn add(call: &Call<'_>) -> Result<u8> {
-    let mut list = List::load(call, call.arg(0))?;
-    let (client, options) = client(call)?;
-    let session = client.session()?;
-    list.add(&session, &options, call.arg(1), call.line.on("all"))?;
+    let engine = call.engine()?;
+    let mut list = engine
+        .images()
+        .manifest_list(&tag::reference(call.arg(0))?)?;
+    fill(call, &mut list, call.arg(1), call.line.on("all"))?;
     list.save()?;
-    output::line(&list.reference.to_string())?;
+    output::line(&list.reference().to_string())?;
     Ok(0)
+}
+
+/// Adds what `typed` means at its registry.
+fn fill(call: &Call<'_>, list: &mut ManifestList, typed: &str, all: bool) -> Result<()> {
+    let (client, options) = client(call)?;
+    let reference = remote::reference(&options, bare(typed))?;
+    let platform = options.platform.as_ref();
+    Ok(list.add(&client.session()?, &reference, platform, all)?)
+}
+
+fn bare(typed: &str) -> &str {
+    typed.strip_prefix("docker://").unwrap_or(typed)
 }
 
 fn annotate(call: &Call<'_>) -> Result<u8> {
     let line = &call.line;
-    let mut list = List::load(call, call.arg(0))?;
+    let engine = call.engine()?;
+    let mut list = engine
+        .images()
+        .manifest_list(&tag::reference(call.arg(0))?)?;
     let typed = call.arg(1);
-    let reference = super::tag::reference(typed.strip_prefix("docker://").unwrap_or(typed));
-    let pinned = match typed.parse() {
+    let reference = tag::reference(bare(typed)).ok();
+    let digest = match typed.parse() {
         Ok(digest) => Some(digest),
-        Err(_) => reference.as_ref().ok().and_then(Reference::digest),
+        Err(_) => reference.as_ref().and_then(Reference::digest),
     };
-    let place = reference.map(|r| format!("{}/{}", r.registry(), r.repository()));
-    let place = place.unwrap_or_default();
-    let mut fitting = list
-        .index
-        .manifests
-        .iter_mut()
-        .filter(|entry| match pinned {
-            Some(digest) => entry.digest == digest,
-            None => entry.annotations.get(FROM) == Some(&place),
-        });
-    let (entry, others) = (fitting.next(), fitting.count());
-    let Some(entry) = entry.filter(|_| others == 0) else {
-        return Err(Failure::invalid(format!(
-            "the manifest list has {} images that {typed} may mean",
-            if others == 0 { 0 } else { others + 1 }
-        ))
-        .hint("name the image by its digest, which `knarr manifest inspect` shows"));
+    let mut note = ManifestNote {
+        os: line.get("os").map(str::to_owned),
+        architecture: line.get("arch").map(str::to_owned),
+        variant: line.get("variant").map(str::to_owned),
+        os_version: line.get("os-version").map(str::to_owned),
+        annotations: BTreeMap::new(),
     };
-    let mut platform = entry.platform.clone().unwrap_or_default();
-    for (flag, field) in [
-        ("arch", &mut platform.architecture),
-        ("os", &mut platform.os),
-    ] {
-        if let Some(value) = line.get(flag) {
-            *field = value.to_owned();
-        }
-    }
-    platform.variant = line.get("variant").map(str::to_owned).or(platform.variant);
-    platform.os_version = line
-        .get("os-version")
-        .map(str::to_owned)
-        .or(platform.os_version);
-    entry.platform = Some(platform);
     for annotation in line.all("annotation") {
         let Some((key, value)) = annotation.split_once('=') else {
             return Err(Failure::invalid(format!("{annotation:?} is not KEY=VALUE")));
         };
-        entry.annotations.insert(key.to_owned(), value.to_owned());
+        note.annotations.insert(key.to_owned(), value.to_owned());
     }
+    list.annotate(typed, digest, reference.as_ref(), note)?;
     list.save()?;
     Ok(0)
 }
 
-/// The index as a registry gets it.
-fn bare(mut index: Index) -> Index {
-    for entry in &mut index.manifests {
-        entry.annotations.remove(FROM);
-    }
-    index
-}
-
+/// A list that is being made here, or else what the registry has.
 fn inspect(call: &Call<'_>) -> Result<u8> {
     let typed = call.arg(call.line.args.len() - 1);
-    let value: Value = match List::find(call, typed) {
-        Ok(Some(list)) => serde_json::to_value(bare(list.index)).unwrap_or_default(),
+    let engine = call.engine()?;
+    let local = tag::reference(typed).map(|name| engine.images().manifest_list(&name));
+    let value: Value = match local {
+        Ok(Ok(list)) => serde_json::to_value(list.index()).unwrap_or_default(),
+        Ok(Err(error @ ImageError::ListDamaged { .. })) => return Err(error.into()),
         _ => {
             let (client, options) = client(call)?;
-            let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-            let reference = remote::reference(&options, bare)?;
+            let reference = remote::reference(&options, bare(typed))?;
             let fetched = client.session()?.manifest(&reference)?;
             serde_json::from_slice(&fetched.bytes).unwrap_or_default()
         }
@@ -363,54 +196,24 @@ fn inspect(call: &Call<'_>) -> Result<u8> {
 }
 
 fn push(call: &Call<'_>) -> Result<u8> {
-    let list = List::load(call, call.arg(0))?;
+    let engine = call.engine()?;
+    let list = engine
+        .images()
+        .manifest_list(&tag::reference(call.arg(0))?)?;
     let (client, _) = client(call)?;
-    let session = client.session()?;
-    let to = &list.reference;
-    let home = format!("{}/{}", to.registry(), to.repository());
-    for entry in &list.index.manifests {
-        let place = entry.annotations.get(FROM).cloned().unwrap_or_default();
-        if place != home {
-            bring(&session, &place, to, entry)?;
-        }
-    }
-    let bytes = serde_json::to_vec(&bare(list.index.clone())).unwrap_or_default();
-    let digest = session.put_manifest(to, media_type::OCI_INDEX, &bytes)?;
+    let digest = list.push(&client.session()?)?;
     if call.line.on("purge") {
-        knarr_fs::remove_file(&list.path)?;
+        list.remove()?;
     }
     output::line(&digest.to_string())?;
     Ok(0)
 }
 
-/// Has an image in the list's repository too: blobs are taken over inside a registry, and else
-/// passed on.
-fn bring(session: &Session<'_>, place: &str, to: &Reference, entry: &Descriptor) -> Result<()> {
-    let source = super::tag::reference(place)?.with_digest(entry.digest);
-    let fetched = session.manifest(&source)?;
-    let Document::Manifest(manifest) = &fetched.document else {
-        return Err(Failure::invalid(format!("{source} is no image"))
-            .hint("add the images of an index with `knarr manifest add --all`"));
-    };
-    for blob in manifest.layers.iter().chain([&manifest.config]) {
-        if session.has_blob(to, blob.digest)? == Some(blob.size) {
-            continue;
-        }
-        if source.registry() == to.registry()
-            && session.mount_blob(to, blob.digest, source.repository())?
-        {
-            continue;
-        }
-        let mut open = || -> std::io::Result<Box<dyn std::io::Read>> {
-            let blob = session.blob(&source, blob).map_err(std::io::Error::other)?;
-            Ok(Box::new(blob))
-        };
-        session.push_blob(to, Some(blob.digest), &mut open, &|_| {})?;
-    }
-    session.put_manifest(
-        &to.with_digest(entry.digest),
-        &fetched.media_type,
-        &fetched.bytes,
-    )?;
-    Ok(())
+fn remove(call: &Call<'_>) -> Result<u8> {
+    let engine = call.engine()?;
+    each(&call.line.args, |name| {
+        Ok(engine
+            .images()
+            .remove_manifest_list(&tag::reference(name)?)?)
+    })
 }
