@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::Uid;
+use rustix::thread::CapabilitySet;
 
 pub(crate) use self::program::{Finish, Stdio, execute, finish};
 use self::program::{find_program, set_stdio};
@@ -374,6 +375,9 @@ fn wait_at_gate(
 pub(crate) fn stage(job: &Job<'_>, targets: &[(OwnedFd, Namespaces)], create: Namespaces) -> i32 {
     let forked = || -> Result<rustix::process::Pid, Fault> {
         let at = Fault::at(Step::Join);
+        if targets.iter().any(|(_, kind)| *kind == Namespaces::USER) {
+            leave_groups().map_err(Fault::at(Step::Groups))?;
+        }
         for (target, kind) in targets {
             sys_process::setns(target.as_fd(), *kind).map_err(&at)?;
             if *kind == Namespaces::USER {
@@ -417,10 +421,39 @@ fn own_cgroups(proc: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Fault> {
         .map_err(Fault::at(Step::CgroupNamespace))
 }
 
+/// Drops the caller's supplementary groups before a user namespace of others is joined, which may
+/// deny that ([`set_groups`]).
+pub(crate) fn leave_groups() -> Outcome<()> {
+    match rustix::thread::set_thread_groups(&[]) {
+        // Who has not the right here may get it there.
+        Ok(()) | Err(Errno::PERM) => Ok(()),
+        Err(errno) => Err(Failure {
+            call: "setgroups",
+            errno,
+        }),
+    }
+}
+
 /// Root of the new user namespace: before, the process is nobody in it.
 pub(crate) fn become_root() -> Outcome<()> {
     let (uid, gid) = (Uid::ROOT, rustix::process::Gid::ROOT);
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(Failure::of("setresgid"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(Failure::of("setresuid"))?;
-    rustix::thread::set_thread_groups(&[]).map_err(Failure::of("setgroups"))
+    set_groups(&[])
+}
+
+/// Sets the supplementary groups. Where a user namespace denies that to who has CAP_SETGID
+/// (user_namespaces(7), "The /proc/pid/setgroups file"), having none asked for is enough: those
+/// that could be dropped before are gone.
+fn set_groups(groups: &[rustix::process::Gid]) -> Outcome<()> {
+    match rustix::thread::set_thread_groups(groups) {
+        Err(Errno::PERM)
+            if groups.is_empty()
+                && rustix::thread::capabilities(None)
+                    .is_ok_and(|own| own.effective.contains(CapabilitySet::SETGID)) =>
+        {
+            Ok(())
+        }
+        done => done.map_err(Failure::of("setgroups")),
+    }
 }

@@ -11,8 +11,8 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::child::{
-    Finish, Stdio as ChildStdio, become_root, finish, give_up, open, send, send_terminal, wait_for,
-    word,
+    Finish, Stdio as ChildStdio, become_root, finish, give_up, leave_groups, open, send,
+    send_terminal, wait_for, word,
 };
 use crate::launch::{
     Link, Process, Stdio, bits, check_stdio, files, hear, open_root, sockets, write_proc,
@@ -209,6 +209,9 @@ fn enter(job: &Job<'_>) -> i32 {
             rustix::thread::sched_setaffinity(None, cpus)
                 .map_err(Failure::of("sched_setaffinity"))
                 .map_err(Fault::at(Step::Affinity))?;
+        }
+        if job.namespaces.contains(Namespaces::USER) {
+            leave_groups().map_err(Fault::at(Step::Groups))?;
         }
         if job.namespaces != Namespaces::NONE {
             sys_process::setns(job.target, job.namespaces).map_err(&at)?;

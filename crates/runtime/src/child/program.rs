@@ -7,7 +7,7 @@ use knarr_sys::{Failure, child as sys_child, process as sys_process};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Outcome, send_with};
+use super::{Outcome, send_with, set_groups};
 use crate::init;
 use crate::prepare::Prepared;
 use crate::step::{Fault, Message, Step};
@@ -118,9 +118,7 @@ pub(crate) fn finish(
             .map_err(Failure::of("prctl"))
             .map_err(Fault::at(Step::Capabilities))?;
     }
-    rustix::thread::set_thread_groups(&process.groups)
-        .map_err(Failure::of("setgroups"))
-        .map_err(Fault::at(Step::Groups))?;
+    set_groups(&process.groups).map_err(Fault::at(Step::Groups))?;
     rustix::thread::set_thread_res_gid(process.gid, process.gid, process.gid)
         .map_err(Failure::of("setresgid"))
         .map_err(Fault::at(Step::Groups))?;

@@ -14,7 +14,7 @@ use rustix::process::{Gid, Uid};
 
 use super::{Place, c_string, map_lines, need_selinux};
 use crate::plan::{
-    Attribute, CgroupView, DeviceKind, Idmap, MountChange, MountKind, Plan, Propagation,
+    Attribute, CgroupView, DeviceKind, Idmap, MountChange, MountKind, Namespace, Plan, Propagation,
     SuperOption,
 };
 use crate::step::mount_text;
@@ -171,7 +171,8 @@ pub(crate) fn tree(plan: &Plan, root: &Root, opened: Vec<(usize, OwnedFd)>) -> R
             plan.mount_label.as_deref(),
         )?);
     }
-    let bind_devices = plan.user_namespace.is_some();
+    // Nobody makes nodes in a user namespace, new or joined.
+    let bind_devices = plan.namespaces().contains(&Namespace::User);
     let devices = plan
         .devices
         .iter()

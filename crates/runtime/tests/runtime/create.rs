@@ -1,6 +1,7 @@
 //! What a container finds inside.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 
 use crate::support::{
     Done, Image, config, linux, mount, output, plan, process, report, run, run_plan, shell, skip,
@@ -525,6 +526,60 @@ fn namespaces_of_others_are_joined_and_the_caller_stays() {
         .map(|kind| fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap())
         .to_vec();
     assert_eq!(before, after);
+}
+
+#[test]
+fn a_user_namespace_that_denies_groups_is_joined_without_any() {
+    skip!("a_user_namespace_that_denies_groups_is_joined_without_any");
+    let image = Image::new();
+    let mut holder = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net"])
+        .args(["sh", "-c", "echo up; exec sleep 100"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    holder.stdout.take().unwrap().read_exact(&mut up).unwrap();
+    let pid = holder.id();
+    let denied = fs::read_to_string(format!("/proc/{pid}/setgroups")).unwrap();
+    let mut config = shell("readlink /proc/self/ns/user; grep Groups /proc/self/status; sleep 100");
+    config.hostname = None;
+    // What can be mounted there is what its own namespaces allow.
+    config
+        .mounts
+        .retain(|mount| !mount.destination.starts_with("/sys") && mount.destination != "/dev/pts");
+    linux(&mut config).namespaces.push(Namespace {
+        kind: "user".to_owned(),
+        path: Some(format!("/proc/{pid}/ns/user")),
+    });
+    let joined = fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    // The caller has a group that nobody in the container may have. Groups are a thread's own.
+    let (created, executed) = std::thread::spawn(move || {
+        let extra = rustix::process::Gid::from_raw(4242);
+        rustix::thread::set_thread_groups(&[extra]).unwrap();
+        let plan = plan(&config);
+        let (container, [out, _err]) = crate::support::start(&image, &plan);
+        let mut created = BufReader::new(fs::File::from(out));
+        let mut lines = [String::new(), String::new()];
+        for line in &mut lines {
+            created.read_line(line).unwrap();
+        }
+        let process = knarr_runtime::ProcessPlan {
+            args: crate::support::strings(&["grep", "Groups", "/proc/self/status"]),
+            ..plan.process.clone()
+        };
+        let executed = crate::exec::exec(&container, &plan, process).unwrap();
+        (lines, executed)
+    })
+    .join()
+    .unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(denied.trim(), "deny");
+    assert_eq!(created[0].trim(), joined.to_string_lossy());
+    assert_eq!(created[1].trim(), "Groups:");
+    assert_eq!(executed.out.trim(), "Groups:", "{executed:?}");
 }
 
 #[test]

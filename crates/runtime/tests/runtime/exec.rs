@@ -16,7 +16,7 @@ fn process_plan(plan: &Plan, script: &str) -> ProcessPlan {
     }
 }
 
-fn exec(container: &Guard, plan: &Plan, process: ProcessPlan) -> Result<Done, Error> {
+pub(crate) fn exec(container: &Guard, plan: &Plan, process: ProcessPlan) -> Result<Done, Error> {
     let (stdio, reads) = pipes();
     let target = Target {
         pid: container.0.pid,
