@@ -151,7 +151,7 @@ fn flags(section: &Seccomp) -> Result<Flags> {
         ));
     }
     if let Some(rule) = section.syscalls.iter().find(asks) {
-        if section.listener_path.is_none() {
+        if section.listener_path.as_ref().is_none_or(String::is_empty) {
             return Err(Error::Listener(
                 "a rule has SCMP_ACT_NOTIFY, but listenerPath is missing",
             ));

@@ -102,6 +102,18 @@ fn a_plan_survives_the_wire() {
     assert_eq!(back, plan);
 }
 
+/// A filter that asks a listener about mkdir(2).
+fn notifying(default: &str, listener: Option<&str>) -> Option<knarr_spec::runtime::Seccomp> {
+    let mut section = serde_json::json!({
+        "defaultAction": default,
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]
+    });
+    if let Some(path) = listener {
+        section["listenerPath"] = path.into();
+    }
+    Some(serde_json::from_value(section).unwrap())
+}
+
 #[test]
 fn what_cannot_be_is_told_with_its_field() {
     type Change = fn(&mut Config);
@@ -268,6 +280,18 @@ fn what_cannot_be_is_told_with_its_field() {
                 });
             },
             "linux.uidMappings: a new user namespace needs a map",
+        ),
+        (
+            |c| linux(c).seccomp = notifying("SCMP_ACT_ALLOW", None),
+            "linux.seccomp: seccomp listener: a rule has SCMP_ACT_NOTIFY, but listenerPath is missing",
+        ),
+        (
+            |c| linux(c).seccomp = notifying("SCMP_ACT_ALLOW", Some("")),
+            "linux.seccomp: seccomp listener: a rule has SCMP_ACT_NOTIFY, but listenerPath is missing",
+        ),
+        (
+            |c| linux(c).seccomp = notifying("SCMP_ACT_NOTIFY", Some("/run/agent")),
+            "linux.seccomp: seccomp listener: SCMP_ACT_NOTIFY cannot be the default action",
         ),
         (
             |c| linux(c).masked_paths = strings(&["x"]),
