@@ -30,7 +30,7 @@ enum Count {
 /// One command.
 struct Command {
     name: &'static str,
-    /// What follows the name in the usage line.
+    /// What follows the name, and the flags, in the usage line.
     usage: &'static str,
     help: &'static str,
     count: Count,
@@ -41,6 +41,25 @@ struct Command {
     run: fn(&mut Globals, &Parsed) -> Result<ExitCode>,
 }
 
+/// A command on one container without flags of its own.
+const fn command(
+    name: &'static str,
+    usage: &'static str,
+    help: &'static str,
+    run: fn(&mut Globals, &Parsed) -> Result<ExitCode>,
+) -> Command {
+    Command {
+        name,
+        usage,
+        help,
+        count: Count::Exactly(1),
+        order: Order::Any,
+        flags: &[],
+        failed: "",
+        run,
+    }
+}
+
 const fn flag(names: &'static str, help: &'static str) -> Flag {
     Flag {
         names,
@@ -49,7 +68,7 @@ const fn flag(names: &'static str, help: &'static str) -> Flag {
     }
 }
 
-const fn value(names: &'static str, help: &'static str) -> Flag {
+pub(crate) const fn value(names: &'static str, help: &'static str) -> Flag {
     Flag {
         names,
         takes: Takes::Value,
@@ -113,11 +132,6 @@ static GLOBALS: &[Flag] = &[
 
 static COMMANDS: &[Command] = &[
     Command {
-        name: "create",
-        usage: "[command options] <container-id>",
-        help: "create a container from a bundle; its process waits for `start`",
-        count: Count::Exactly(1),
-        order: Order::Any,
         flags: &[
             BUNDLE,
             CONSOLE,
@@ -128,35 +142,35 @@ static COMMANDS: &[Command] = &[
             PRESERVE,
         ],
         failed: "knarr-oci create failed",
-        run: crate::create::create,
+        ..command(
+            "create",
+            "<container-id>",
+            "create a container from a bundle; its process waits for `start`",
+            crate::create::create,
+        )
     },
     Command {
-        name: "delete",
-        usage: "[command options] <container-id>",
-        help: "remove what is left of a container that has stopped",
-        count: Count::Exactly(1),
-        order: Order::Any,
         flags: &[flag("force,f", "kill it first if it runs")],
-        failed: "",
-        run: crate::delete::delete,
+        ..command(
+            "delete",
+            "<container-id>",
+            "remove what is left of a container that has stopped",
+            crate::delete::delete,
+        )
     },
     Command {
-        name: "events",
-        usage: "[command options] <container-id>",
-        help: "print statistics at an interval, and when memory runs out",
-        count: Count::Exactly(1),
-        order: Order::Any,
         flags: &[
             value("interval", "between statistics (default: 5s)"),
             flag("stats", "print statistics once"),
         ],
-        failed: "",
-        run: crate::events::events,
+        ..command(
+            "events",
+            "<container-id>",
+            "print statistics at an interval, and when memory runs out",
+            crate::events::events,
+        )
     },
     Command {
-        name: "exec",
-        usage: "[command options] <container-id> <command> [args...] || -p process.json <container-id>",
-        help: "run one more process in a container",
         count: Count::AtLeast(1),
         order: Order::FlagsFirst,
         flags: &[
@@ -179,74 +193,61 @@ static COMMANDS: &[Command] = &[
             flag("ignore-paused", "even if the container is paused"),
         ],
         failed: "exec failed",
-        run: crate::exec::exec,
+        ..command(
+            "exec",
+            "<container-id> <command> [args...] || -p process.json <container-id>",
+            "run one more process in a container",
+            crate::exec::exec,
+        )
     },
     Command {
-        name: "features",
-        usage: "",
-        help: "tell what is served, as JSON",
         count: Count::Exactly(0),
-        order: Order::Any,
-        flags: &[],
-        failed: "",
-        run: crate::features::features,
+        ..command(
+            "features",
+            "",
+            "tell what is served, as JSON",
+            crate::features::features,
+        )
     },
     Command {
-        name: "kill",
-        usage: "[command options] <container-id> [signal]",
-        help: "send a signal (default: SIGTERM) to the container's first process",
         count: Count::AtLeast(1),
-        order: Order::Any,
         flags: &[flag("all,a", "to all its processes")],
-        failed: "",
-        run: crate::kill::kill,
+        ..command(
+            "kill",
+            "<container-id> [signal]",
+            "send a signal (default: SIGTERM) to the container's first process",
+            crate::kill::kill,
+        )
     },
     Command {
-        name: "list",
-        usage: "[command options]",
-        help: "list containers",
         count: Count::Exactly(0),
-        order: Order::Any,
         flags: &[FORMAT, flag("quiet,q", "names only")],
-        failed: "",
-        run: crate::list::list,
+        ..command("list", "", "list containers", crate::list::list)
     },
+    command(
+        "pause",
+        "<container-id>",
+        "stop all processes of a container where they are",
+        crate::kill::pause,
+    ),
     Command {
-        name: "pause",
-        usage: "<container-id>",
-        help: "stop all processes of a container where they are",
-        count: Count::Exactly(1),
-        order: Order::Any,
-        flags: &[],
-        failed: "",
-        run: crate::kill::pause,
-    },
-    Command {
-        name: "ps",
-        usage: "[command options] <container-id> [ps options]",
-        help: "show the processes of a container",
         count: Count::AtLeast(1),
         order: Order::FlagsFirst,
         flags: &[FORMAT],
-        failed: "",
-        run: crate::processes::ps,
+        ..command(
+            "ps",
+            "<container-id> [ps options]",
+            "show the processes of a container",
+            crate::processes::ps,
+        )
     },
+    command(
+        "resume",
+        "<container-id>",
+        "let the processes of a paused container go on",
+        crate::kill::resume,
+    ),
     Command {
-        name: "resume",
-        usage: "<container-id>",
-        help: "let the processes of a paused container go on",
-        count: Count::Exactly(1),
-        order: Order::Any,
-        flags: &[],
-        failed: "",
-        run: crate::kill::resume,
-    },
-    Command {
-        name: "run",
-        usage: "[command options] <container-id>",
-        help: "create a container, start it, and wait for it",
-        count: Count::Exactly(1),
-        order: Order::Any,
         flags: &[
             BUNDLE,
             CONSOLE,
@@ -263,47 +264,43 @@ static COMMANDS: &[Command] = &[
             PRESERVE,
         ],
         failed: "knarr-oci run failed",
-        run: crate::create::run,
+        ..command(
+            "run",
+            "<container-id>",
+            "create a container, start it, and wait for it",
+            crate::create::run,
+        )
     },
     Command {
-        name: "spec",
-        usage: "[command options]",
-        help: "write a config.json to begin with",
         count: Count::Exactly(0),
-        order: Order::Any,
         flags: &[BUNDLE, flag("rootless", "for a caller who is not root")],
-        failed: "",
-        run: crate::skeleton::spec,
+        ..command(
+            "spec",
+            "",
+            "write a config.json to begin with",
+            crate::skeleton::spec,
+        )
     },
+    command(
+        "start",
+        "<container-id>",
+        "run the program of a created container",
+        crate::start::start,
+    ),
+    command(
+        "state",
+        "<container-id>",
+        "tell a container's state, as JSON",
+        crate::list::state,
+    ),
     Command {
-        name: "start",
-        usage: "<container-id>",
-        help: "run the program of a created container",
-        count: Count::Exactly(1),
-        order: Order::Any,
-        flags: &[],
-        failed: "",
-        run: crate::start::start,
-    },
-    Command {
-        name: "state",
-        usage: "<container-id>",
-        help: "tell a container's state, as JSON",
-        count: Count::Exactly(1),
-        order: Order::Any,
-        flags: &[],
-        failed: "",
-        run: crate::list::state,
-    },
-    Command {
-        name: "update",
-        usage: "[command options] <container-id>",
-        help: "change the limits of a container",
-        count: Count::Exactly(1),
-        order: Order::Any,
         flags: crate::update::FLAGS,
-        failed: "",
-        run: crate::update::update,
+        ..command(
+            "update",
+            "<container-id>",
+            "change the limits of a container",
+            crate::update::update,
+        )
     },
 ];
 
@@ -424,10 +421,13 @@ fn print_flags(flags: &[Flag]) {
 }
 
 fn print_command(command: &Command) {
-    println!(
-        "NAME:\n   knarr-oci {} - {}\n\nUSAGE:\n   knarr-oci {} {}",
-        command.name, command.help, command.name, command.usage
-    );
+    let (name, help, usage) = (command.name, command.help, command.usage);
+    let options = if command.flags.is_empty() {
+        ""
+    } else {
+        "[command options] "
+    };
+    println!("NAME:\n   knarr-oci {name} - {help}\n\nUSAGE:\n   knarr-oci {name} {options}{usage}");
     if !command.flags.is_empty() {
         println!("\nOPTIONS:");
         print_flags(command.flags);

@@ -6,18 +6,10 @@ use std::process::ExitCode;
 use knarr_cgroup::Limits;
 use knarr_spec::runtime::{BlockIo, Cpu, Memory, Pids, Resources};
 
-use crate::args::{Flag, Parsed, Takes};
-use crate::command::Globals;
+use crate::args::{Flag, Parsed};
+use crate::command::{Globals, value};
 use crate::container::{Container, Status};
 use crate::failure::{Failure, Result};
-
-const fn value(names: &'static str, help: &'static str) -> Flag {
-    Flag {
-        names,
-        takes: Takes::Value,
-        help,
-    }
-}
 
 /// Its flags.
 pub(crate) const FLAGS: &[Flag] = &[
