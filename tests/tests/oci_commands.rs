@@ -493,6 +493,7 @@ fn features_and_spec_tell_the_truth() {
     let oci = Oci::new("features");
     let features: Value = serde_json::from_str(&oci.run(&["features"]).ok()).unwrap();
     assert_eq!(features["ociVersionMax"], "1.3.0");
+    assert_eq!(features["linux"]["cgroup"]["rdma"], true);
     for option in features["mountOptions"].as_array().unwrap() {
         let option = option.as_str().unwrap();
         let bind = ["bind", "rbind", "idmap", "ridmap"].contains(&option);
@@ -531,6 +532,36 @@ fn features_and_spec_tell_the_truth() {
         (&line["level"], &line["msg"]),
         (&json!("error"), &json!("container does not exist"))
     );
+}
+
+#[test]
+fn flags_of_all_commands_are_served_or_refused_by_name() {
+    let oci = Oci::new("globals");
+    for flags in [
+        &["--debug"][..],
+        &["--rootless", "auto"],
+        &["--rootless=false"],
+        &["--criu", ""],
+    ] {
+        let ended = oci.run(&[flags, &["list", "-q"]].concat());
+        assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{flags:?}");
+    }
+    let warned = oci.run(&["--criu", "/usr/sbin/criu", "list", "-q"]);
+    assert_eq!(warned.code, 0);
+    assert!(
+        warned.err.contains("level=warning msg=\"--criu is ignored"),
+        "{}",
+        warned.err
+    );
+    for (value, why) in [
+        ("true", "--rootless true is not served"),
+        ("1", "--rootless true is not served"),
+        ("maybe", "--rootless: `maybe` is not true, false or auto"),
+    ] {
+        let ended = oci.run(&["--rootless", value, "list", "-q"]);
+        assert_eq!(ended.code, 1, "{value}");
+        assert!(ended.err.contains(why), "{value}: {}", ended.err);
+    }
 }
 
 #[test]

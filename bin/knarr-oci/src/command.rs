@@ -117,14 +117,17 @@ static GLOBALS: &[Flag] = &[
         "root",
         "folder for containers' state (default: /run/knarr-oci)",
     ),
-    value("criu", "accepted"),
+    value(
+        "criu",
+        "ignored with a warning, as runc does: checkpoints are not served",
+    ),
     flag(
         "systemd-cgroup",
         "cgroups through systemd; cgroupsPath is slice:prefix:name",
     ),
     value(
         "rootless",
-        "whether cgroups may be missing: true, false or auto (default: auto)",
+        "false or auto, which are the same here; true is not served (default: auto)",
     ),
     flag("help,h", "show this"),
     flag("version,v", "print the version"),
@@ -312,8 +315,8 @@ pub(crate) fn run() -> ExitCode {
         .map(|arg| arg.to_string_lossy().into_owned())
         .collect();
     let mut early = Log::default();
-    let globals = match args::parse(GLOBALS, &args, Order::FlagsFirst) {
-        Ok(globals) => globals,
+    let wanted = match args::parse(GLOBALS, &args, Order::FlagsFirst) {
+        Ok(wanted) => wanted,
         Err(failure) => {
             println!("Incorrect Usage. {}\n", failure.message);
             print_usage();
@@ -321,14 +324,14 @@ pub(crate) fn run() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let mut log = match Log::open(globals.value("log"), globals.value("log-format")) {
+    let mut log = match Log::open(wanted.value("log"), wanted.value("log-format")) {
         Ok(log) => log,
         Err(failure) => {
             early.error(&failure.message);
             return ExitCode::from(1);
         }
     };
-    if globals.is_set("version") {
+    if wanted.is_set("version") {
         println!(
             "knarr-oci version {}\ncommit: {}\nspec: {}",
             env!("CARGO_PKG_VERSION"),
@@ -337,11 +340,11 @@ pub(crate) fn run() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let Some((name, rest)) = globals.rest.split_first() else {
+    let Some((name, rest)) = wanted.rest.split_first() else {
         print_usage();
         return ExitCode::SUCCESS;
     };
-    if globals.is_set("help") || matches!(name.as_str(), "help" | "h") {
+    if wanted.is_set("help") || matches!(name.as_str(), "help" | "h") {
         match rest.first().and_then(|name| find(name)) {
             Some(command) => print_command(command),
             None => print_usage(),
@@ -354,15 +357,20 @@ pub(crate) fn run() -> ExitCode {
     };
     let mut globals = Globals {
         root: PathBuf::from(
-            globals
+            wanted
                 .value("root")
                 .filter(|root| !root.is_empty())
                 .unwrap_or(ROOT),
         ),
-        systemd_cgroup: globals.is_set("systemd-cgroup"),
+        systemd_cgroup: wanted.is_set("systemd-cgroup"),
         log,
     };
-    match invoke(command, &mut globals, rest) {
+    if wanted.value("criu").is_some_and(|path| !path.is_empty()) {
+        let ignored = "--criu is ignored: knarr-oci makes no checkpoints (leave it out)";
+        globals.log.warning(ignored);
+    }
+    let done = served(wanted.value("rootless")).and_then(|()| invoke(command, &mut globals, rest));
+    match done {
         Ok(code) => code,
         Err(mut failure) => {
             if !command.failed.is_empty() && !failure.usage {
@@ -371,6 +379,19 @@ pub(crate) fn run() -> ExitCode {
             globals.log.error(&failure.message);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// Whether `--rootless` asks for what is served.
+fn served(rootless: Option<&str>) -> Result<()> {
+    match rootless {
+        None | Some("" | "auto" | "0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(()),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Err(Failure::usage(
+            "--rootless true is not served: cgroups that cannot be made are always an error (leave it out)",
+        )),
+        Some(other) => Err(Failure::usage(format!(
+            "--rootless: `{other}` is not true, false or auto"
+        ))),
     }
 }
 

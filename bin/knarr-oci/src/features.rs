@@ -84,7 +84,7 @@ pub(crate) fn features(_: &mut Globals, _: &Parsed) -> Result<ExitCode> {
                 "v2": true,
                 "systemd": false,
                 "systemdUser": false,
-                "rdma": false,
+                "rdma": true,
             },
             "seccomp": {
                 "enabled": true,
