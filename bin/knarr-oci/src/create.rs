@@ -1,6 +1,6 @@
 //! `create` and `run`: from a bundle to a container.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ pub(crate) fn create(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
     }
     let init = Identity::of(created.pid())?;
     if let Some(pidfd) = created.pidfd() {
-        request.announce(init.pid, pidfd)?;
+        request.listeners.announce(init.pid, pidfd)?;
     }
     let record = made.whole(init);
     record.save(&made.dir)?;
@@ -71,7 +71,7 @@ pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     let begun = made.begin(&request, rootfs, None)?;
     let init = Identity::of(begun.pid())?;
     if let Some(pidfd) = begun.pidfd() {
-        request.announce(init.pid, pidfd)?;
+        request.listeners.announce(init.pid, pidfd)?;
     }
     let record = made.whole(init);
     record.save(&made.dir)?;
@@ -132,8 +132,7 @@ struct Request {
     id: String,
     bundle: PathBuf,
     console_socket: Option<PathBuf>,
-    pid_file: Option<PathBuf>,
-    pidfd_socket: Option<PathBuf>,
+    listeners: Listeners,
     no_pivot: bool,
     keep_keyring: bool,
     preserve: u32,
@@ -142,28 +141,39 @@ struct Request {
 
 impl Request {
     fn parse(parsed: &Parsed, detach: bool) -> Result<Self> {
-        let path = |name: &str| {
-            let path = parsed.value(name).filter(|path| !path.is_empty());
-            path.map(absolute).transpose()
-        };
-        let bundle = path("bundle")?.map_or_else(|| absolute("."), Ok)?;
+        let bundle = path(parsed, "bundle")?.map_or_else(|| absolute("."), Ok)?;
         Ok(Self {
             id: parsed.rest.first().cloned().unwrap_or_default(),
             bundle,
-            console_socket: path("console-socket")?,
-            pid_file: path("pid-file")?,
-            pidfd_socket: path("pidfd-socket")?,
+            console_socket: path(parsed, "console-socket")?,
+            listeners: Listeners::parse(parsed)?,
             no_pivot: parsed.is_set("no-pivot"),
             keep_keyring: parsed.is_set("no-new-keyring"),
             preserve: parsed.number("preserve-fds")?.unwrap_or(0),
             detach,
         })
     }
+}
 
-    /// Tells who asked which process it is.
-    fn announce(&self, pid: i32, pidfd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+/// Who wants to know which process it is.
+pub(crate) struct Listeners {
+    pid_file: Option<PathBuf>,
+    pidfd_socket: Option<PathBuf>,
+}
+
+impl Listeners {
+    pub(crate) fn parse(parsed: &Parsed) -> Result<Self> {
+        Ok(Self {
+            pid_file: path(parsed, "pid-file")?,
+            pidfd_socket: path(parsed, "pidfd-socket")?,
+        })
+    }
+
+    /// Tells them.
+    pub(crate) fn announce(&self, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
         if let Some(path) = &self.pid_file {
-            write_pid_file(path, pid)?;
+            let durability = knarr_fs::Durability::Volatile;
+            knarr_fs::write_atomic(path, pid.to_string().as_bytes(), durability)?;
         }
         if let Some(socket) = &self.pidfd_socket {
             knarr_runtime::send_fd(socket, b"pidfd", pidfd).map_err(|cause| {
@@ -177,16 +187,14 @@ impl Request {
     }
 }
 
-pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
-    Ok(knarr_fs::write_atomic(
-        path,
-        pid.to_string().as_bytes(),
-        knarr_fs::Durability::Volatile,
-    )?)
+/// The path that a flag gives; an empty one is none.
+pub(crate) fn path(parsed: &Parsed, name: &str) -> Result<Option<PathBuf>> {
+    let path = parsed.value(name).filter(|path| !path.is_empty());
+    path.map(absolute).transpose()
 }
 
 /// Below the working directory where it is relative.
-pub(crate) fn absolute(path: &str) -> Result<PathBuf> {
+fn absolute(path: &str) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Failure::new(format!("{path}: {error}")))
 }
 

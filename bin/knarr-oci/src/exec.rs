@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use crate::args::Parsed;
 use crate::command::Globals;
 use crate::container::{Container, Status};
-use crate::create::{absolute, check_open, seal_self, write_pid_file};
+use crate::create::{Listeners, check_open, path, seal_self};
 use crate::failure::{Failure, Result};
 use crate::foreground::{self, Console};
 
@@ -53,11 +53,8 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     let preserve = parsed.number("preserve-fds")?.unwrap_or(0);
     check_open(preserve)?;
     let detach = parsed.is_set("detach");
-    let path = |name: &str| {
-        let path = parsed.value(name).filter(|path| !path.is_empty());
-        path.map(absolute).transpose()
-    };
-    let console_socket = path("console-socket")?;
+    let console_socket = path(parsed, "console-socket")?;
+    let listeners = Listeners::parse(parsed)?;
     let console = foreground::console(
         process.terminal.is_some(),
         detach,
@@ -103,17 +100,7 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     })
     .map_err(|error| Failure::from(error).during("unable to start container process"))?;
     let announced = || -> Result<()> {
-        if let Some(path) = path("pid-file")? {
-            write_pid_file(&path, process.pid.as_raw_nonzero().get())?;
-        }
-        if let Some(socket) = path("pidfd-socket")? {
-            knarr_runtime::send_fd(&socket, b"pidfd", process.pidfd.as_fd()).map_err(|cause| {
-                Failure::new(format!(
-                    "cannot send the pidfd to {}: {cause}",
-                    socket.display()
-                ))
-            })?;
-        }
+        listeners.announce(process.pid.as_raw_nonzero().get(), process.pidfd.as_fd())?;
         if let (Console::Socket(socket), Some(terminal)) = (&console, &process.terminal) {
             foreground::send_terminal(socket, terminal.as_fd())?;
         }
