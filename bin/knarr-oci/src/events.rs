@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use knarr_cgroup::Stats;
+use knarr_cgroup::Report;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::Parsed;
 use crate::command::Globals;
@@ -33,7 +33,7 @@ pub(crate) fn events(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
     };
     let cgroup = container.need_cgroup("count")?;
     if parsed.is_set("stats") {
-        print(id, "stats", Some(data(&cgroup.stats()?)));
+        print(id, "stats", Some(&cgroup.report()?));
         return Ok(ExitCode::SUCCESS);
     }
     let Some(pidfd) = init.open()? else {
@@ -44,7 +44,7 @@ pub(crate) fn events(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
     loop {
         let now = Instant::now();
         if now >= next {
-            print(id, "stats", Some(data(&cgroup.stats()?)));
+            print(id, "stats", Some(&cgroup.report()?));
             next = now + interval;
         }
         let killed = cgroup.oom_kills()?;
@@ -63,10 +63,10 @@ pub(crate) fn events(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
     }
 }
 
-fn print(id: &str, kind: &str, data: Option<Value>) {
+fn print(id: &str, kind: &str, data: Option<&Report>) {
     let mut event = json!({"type": kind, "id": id});
-    if let (Some(event), Some(data)) = (event.as_object_mut(), data) {
-        event.insert("data".to_owned(), data);
+    if let Some(data) = data {
+        event["data"] = json!(data);
     }
     println!("{event}");
 }
@@ -84,70 +84,6 @@ fn duration(text: &str) -> Result<Duration> {
         _ => return Err(wrong()),
     };
     Duration::try_from_secs_f64(seconds * factor).map_err(|_| wrong())
-}
-
-/// The numbers in runc's form; what nobody counts is left out.
-fn data(stats: &Stats) -> Value {
-    const NO_LIMIT: u64 = 0x7fff_ffff_ffff_f000;
-    let mut data = json!({
-        "cpu": {"usage": {}, "throttling": {}},
-        "cpuset": {},
-        "memory": {},
-        "pids": {},
-        "blkio": {},
-        "hugetlb": {},
-        "intel_rdt": {},
-        "network_interfaces": null,
-    });
-    if let Some(cpu) = &stats.cpu {
-        data["cpu"] = json!({
-            "usage": {"total": cpu.total, "kernel": cpu.system, "user": cpu.user},
-            "throttling": {
-                "periods": cpu.periods,
-                "throttledPeriods": cpu.throttled_periods,
-                "throttledTime": cpu.throttled,
-            },
-        });
-    }
-    if let Some(memory) = &stats.memory {
-        let limit = memory.limit.unwrap_or(NO_LIMIT);
-        let peak = memory.peak.unwrap_or(memory.usage);
-        data["memory"] = json!({
-            "cache": memory.details.get("cache").or_else(|| memory.details.get("file")).copied().unwrap_or(memory.cache),
-            "usage": {
-                "limit": limit,
-                "usage": memory.usage,
-                "max": peak,
-                "failcnt": memory.failures,
-            },
-            "swap": {
-                "limit": limit,
-                "usage": memory.usage.saturating_add(memory.swap),
-                "failcnt": 0,
-            },
-            "raw": memory.details,
-        });
-    }
-    if let Some(pids) = &stats.pids {
-        data["pids"] = json!({"current": pids.current});
-        if let Some(limit) = pids.limit {
-            data["pids"]["limit"] = json!(limit);
-        }
-    }
-    if let Some(block) = &stats.block {
-        let all = |read: u64, write: u64| {
-            json!([
-                {"op": "Read", "value": read},
-                {"op": "Write", "value": write},
-                {"op": "Total", "value": read.saturating_add(write)},
-            ])
-        };
-        data["blkio"] = json!({
-            "ioServiceBytesRecursive": all(block.read, block.written),
-            "ioServicedRecursive": all(block.reads, block.writes),
-        });
-    }
-    data
 }
 
 #[cfg(test)]

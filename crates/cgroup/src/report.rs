@@ -76,7 +76,7 @@ report_types! {
         #[serde(skip_serializing_if = "BTreeMap::is_empty")] raw: BTreeMap<String, u64>,
         #[serde(skip_serializing_if = "Option::is_none")] psi: Option<Pressure>,
     }
-    /// One kind of memory; no limit is the largest number.
+    /// One kind of memory; no limit is the largest number, under v1 the kernel's own largest.
     struct Amount {
         limit: u64,
         #[serde(skip_serializing_if = "is_zero")] usage: u64,
@@ -146,7 +146,6 @@ impl Cgroup {
         if let Some(unified) = &self.unified {
             self.report_unified(&unified.path, &mut report)?;
         }
-        self.report_legacy(&mut report)?;
         if let Some(memory) = stats.memory {
             report.memory.cache = ["file", "cache"]
                 .iter()
@@ -161,6 +160,7 @@ impl Cgroup {
             };
             report.memory.raw = memory.details;
         }
+        self.report_legacy(&mut report)?;
         Ok(report)
     }
 
@@ -237,7 +237,7 @@ impl Cgroup {
         }
         if let Some(dir) = self.legacy_with("memory") {
             let amount = |prefix: &str| -> Result<Amount> {
-                let get = |name: &str| number(&dir, &format!("memory.{prefix}.{name}"));
+                let get = |name: &str| number(&dir, &format!("memory.{prefix}{name}"));
                 Ok(Amount {
                     limit: get("limit_in_bytes")?.unwrap_or_default(),
                     usage: get("usage_in_bytes")?.unwrap_or_default(),
@@ -245,9 +245,10 @@ impl Cgroup {
                     failcnt: get("failcnt")?.unwrap_or_default(),
                 })
             };
-            report.memory.swap = amount("memsw")?;
-            report.memory.kernel = amount("kmem")?;
-            report.memory.kernel_tcp = amount("kmem.tcp")?;
+            report.memory.usage = amount("")?;
+            report.memory.swap = amount("memsw.")?;
+            report.memory.kernel = amount("kmem.")?;
+            report.memory.kernel_tcp = amount("kmem.tcp.")?;
         }
         if let Some(dir) = self.legacy_with("cpuset") {
             let get = |name: &str| -> Result<u64> {
