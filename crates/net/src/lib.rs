@@ -2,9 +2,10 @@
 //!
 //! Owns what stands below `<run root>/networks` and `<run root>/published`, the links whose names
 //! begin with `knarr`, `kn-` and `kv`, and the nf_tables table `knarr`. Speaks netlink itself: no
-//! program is run, no daemon asked. Everything is synchronous and takes microseconds; what the
-//! kernel does slowly (taking a link away) nobody waits for.
+//! daemon is asked, and no program run but the plugins of [`cni`]. Everything is synchronous; what
+//! the kernel does slowly (taking a link away) is waited for only by [`sweep`], half a second at most.
 //!
+//! No command uses it yet. It is made to be called so:
 //! ```text
 //! engine   networks/<name>.json ([`Network`])  ──▶ [`Plan`] of a container
 //! monitor  [`Membership::prepare`]   addresses and names (exclusive symlinks), ports held bound
@@ -34,7 +35,6 @@ pub mod lease;
 mod netlink;
 pub mod network;
 mod nft;
-pub mod pasta;
 pub mod plan;
 pub mod port;
 mod route;

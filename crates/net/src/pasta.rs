@@ -1,1 +1,0 @@
-//! The network of a user without root, through `pasta`.
