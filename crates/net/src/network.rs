@@ -391,16 +391,11 @@ pub fn taken_by_host() -> Result<Vec<Taken>> {
         }
     }
     let servers = knarr_fs::read_to_string(std::path::Path::new("/etc/resolv.conf"));
-    for line in servers.unwrap_or_default().lines() {
-        let server = line
-            .strip_prefix("nameserver")
-            .and_then(|text| text.trim().parse().ok());
-        if let Some(server) = server {
-            all.push(Taken {
-                subnet: Subnet::of(server, 128),
-                by: "name server".to_owned(),
-            });
-        }
+    for server in crate::dns::name_servers(&servers.unwrap_or_default()) {
+        all.push(Taken {
+            subnet: Subnet::of(server.ip(), 128),
+            by: "name server".to_owned(),
+        });
     }
     Ok(all)
 }
