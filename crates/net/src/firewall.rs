@@ -7,7 +7,7 @@
 //! <run root>/published/<container>        its [`Published`] ports, from before they work
 //! <run root>/forwarding                   Knarr turned IP forwarding on; it was off before
 //! ```
-//! Who may reach whom (`docs/networking.md` has the matrix):
+//! Who may reach whom:
 //! - Towards a bridge go answers, what came for a published port, and what comes from the same
 //!   bridge. Everything else is dropped: other networks, neighbours that route to a container.
 //! - From an internal bridge nothing leaves, and of this host only the bridge's own address answers.
@@ -63,8 +63,7 @@ pub struct Published {
 }
 
 /// Something to change in the table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A bridge is there.
     AddBridge(Bridge),
@@ -165,11 +164,9 @@ impl Content {
     }
 
     /// Makes the table anew, whatever was there, in one transaction.
-    pub(crate) fn replace(&self, socket: &Socket, table: &str, flags: u32) -> Result<()> {
+    pub(crate) fn replace(&self, socket: &Socket, table: &str) -> Result<()> {
         let mut transaction = Transaction::new(Family::Inet, table);
-        transaction.add_table(flags);
-        transaction.delete_table();
-        transaction.add_table(flags);
+        transaction.renew_table();
         self.write(&mut transaction);
         transaction.commit(socket)
     }
@@ -345,6 +342,19 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
     to.add_chain("input", base("filter", Hook::Input, 0));
     to.add_chain("forward", base("filter", Hook::Forward, 0));
 
+    // Of packets of one family: the address at that place.
+    let address = |family: Family, offset, length| {
+        [
+            Load(Meta::Protocol, REG_1),
+            Equal(REG_1, vec![family as u8]),
+            Expr::Payload {
+                header: Header::Network,
+                offset,
+                length,
+                to: REG_1,
+            },
+        ]
+    };
     for (ports, ranges, family, offset, length) in [
         (PORTS4, RANGES4, Family::Ipv4, 16, 4),
         (PORTS6, RANGES6, Family::Ipv6, 24, 16),
@@ -354,15 +364,7 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
         } else {
             (REG_2, REG32_05)
         };
-        let key = [
-            Load(Meta::Protocol, REG_1),
-            Equal(REG_1, vec![family as u8]),
-            Expr::Payload {
-                header: Header::Network,
-                offset,
-                length,
-                to: REG_1,
-            },
+        let protocol_and_port = [
             Load(Meta::Transport, transport),
             Expr::Payload {
                 header: Header::Transport,
@@ -372,34 +374,30 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
             },
         ];
         for (map, with_port) in [(ports, true), (ranges, false)] {
-            let mut rule = key.to_vec();
-            rule.push(Expr::Map {
-                map: map.name,
-                from: REG_1,
-                to: REG_1,
-            });
-            rule.push(Expr::Dnat {
-                family,
-                address: REG_1,
-                // Behind the address, where the second field of a key is, too.
-                port: with_port.then_some(transport),
-            });
-            to.add_rule("publish", &rule);
+            let translate = [
+                Expr::Map {
+                    map: map.name,
+                    from: REG_1,
+                    to: REG_1,
+                },
+                Expr::Dnat {
+                    family,
+                    address: REG_1,
+                    // Behind the address, where the second field of a key is, too.
+                    port: with_port.then_some(transport),
+                },
+            ];
+            let key = address(family, offset, length);
+            to.add_rule(
+                "publish",
+                &[&key[..], &protocol_and_port[..], &translate[..]].concat(),
+            );
         }
     }
 
     let loopback4 = |offset| {
-        [
-            Load(Meta::Protocol, REG_1),
-            Equal(REG_1, vec![Family::Ipv4 as u8]),
-            Expr::Payload {
-                header: Header::Network,
-                offset,
-                length: 1,
-                to: REG_1,
-            },
-            Equal(REG_1, vec![127]),
-        ]
+        let [protocol, is_ipv4, first_byte] = address(Family::Ipv4, offset, 1);
+        [protocol, is_ipv4, first_byte, Equal(REG_1, vec![127])]
     };
     let input = |set: &'static Set| [Load(Meta::InputName, REG_1), In(set.name, REG_1)];
     let output = |set: &'static Set| [Load(Meta::OutputName, REG_1), In(set.name, REG_1)];
@@ -439,19 +437,15 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
         to.add_rule(
             "postrouting",
             &[
-                Load(Meta::Protocol, REG_1),
-                Equal(REG_1, vec![family as u8]),
-                Expr::Payload {
-                    header: Header::Network,
-                    offset,
-                    length,
-                    to: REG_1,
-                },
-                In(set.name, REG_1),
-                Load(Meta::OutputName, REG_1),
-                NotIn(BRIDGES.name, REG_1),
-                Masquerade,
-            ],
+                &address(family, offset, length)[..],
+                &[
+                    In(set.name, REG_1),
+                    Load(Meta::OutputName, REG_1),
+                    NotIn(BRIDGES.name, REG_1),
+                    Masquerade,
+                ],
+            ]
+            .concat(),
         );
     }
     // A container that reaches one on its own network by the host's address: the answer must come
@@ -558,29 +552,18 @@ pub fn forget(run_root: &Path, id: &ContainerId) -> Result<()> {
     )?)
 }
 
-/// Makes a change, by way of the one who owns the table. What cannot be added or taken away one by
-/// one is made anew as the files say: a table that was flushed, an element that a killed monitor
-/// left.
+/// Makes a change. Where its elements cannot be added or taken away, the table is made anew as the
+/// files say: it was flushed, or a killed monitor left an element.
 ///
 /// # Errors
 /// When the kernel refuses the whole table.
 pub fn change(run_root: &Path, change: &Change) -> Result<()> {
     let socket = Socket::netfilter()?;
-    change_directly(run_root, &socket, change, 0)
-}
-
-/// The same by the owner, or where there is none.
-pub(crate) fn change_directly(
-    run_root: &Path,
-    socket: &Socket,
-    change: &Change,
-    flags: u32,
-) -> Result<()> {
     let table = table(run_root);
-    if *change != Change::Rebuild && change.apply(socket, &table).is_ok() {
+    if *change != Change::Rebuild && change.apply(&socket, &table).is_ok() {
         return Ok(());
     }
-    Content::load(run_root)?.replace(socket, &table, flags)
+    Content::load(run_root)?.replace(&socket, &table)
 }
 
 #[cfg(test)]
@@ -647,7 +630,7 @@ mod tests {
         let socket = Socket::netfilter().unwrap();
         // Twice: the second time replaces the first.
         for _ in 0..2 {
-            content().replace(&socket, "knarr", 0).unwrap();
+            content().replace(&socket, "knarr").unwrap();
         }
         crate::testing::golden("firewall.nft", &nft(&["list", "ruleset"]));
         let all = content();
@@ -676,7 +659,7 @@ mod tests {
         }
         let socket = Socket::netfilter().unwrap();
         let all = content();
-        all.replace(&socket, "knarr", 0).unwrap();
+        all.replace(&socket, "knarr").unwrap();
         let before = nft(&["list", "ruleset"]);
         let mut other = all.published[0].clone();
         other.target = "172.17.0.9".parse().unwrap();

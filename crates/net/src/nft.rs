@@ -253,20 +253,14 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Makes the table, or claims one that has lost its owner.
-    pub(crate) fn add_table(&mut self, flags: u32) {
-        let what = format!("make the firewall table {}", self.table);
-        self.push(what, NEWTABLE, CREATE, |all| {
-            if flags != 0 {
-                all.be32(2, flags);
-            }
-        });
-    }
-
-    /// With everything in it.
-    pub(crate) fn delete_table(&mut self) {
-        let what = format!("remove the firewall table {}", self.table);
-        self.push(what, DELTABLE, 0, |_| {});
+    /// Makes the table, empty, whatever was there.
+    pub(crate) fn renew_table(&mut self) {
+        let make = format!("make the firewall table {}", self.table);
+        let remove = format!("remove the firewall table {}", self.table);
+        // Removing one that is not there would fail.
+        self.push(make.clone(), NEWTABLE, CREATE, |_| {});
+        self.push(remove, DELTABLE, 0, |_| {});
+        self.push(make, NEWTABLE, CREATE, |_| {});
     }
 
     pub(crate) fn add_chain(&mut self, name: &str, base: Option<Base>) {

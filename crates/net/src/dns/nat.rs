@@ -22,10 +22,7 @@ const TCP: u8 = 6;
 /// As nf_tables.
 pub(crate) fn redirect(namespace: BorrowedFd<'_>, sockets: &Sockets) -> Result<()> {
     let mut all = Transaction::new(Family::Ipv4, TABLE);
-    // Removing what is not there would fail.
-    all.add_table(0);
-    all.delete_table();
-    all.add_table(0);
+    all.renew_table();
     let base = Base {
         kind: "nat",
         hook: Hook::Output,
