@@ -13,7 +13,7 @@
 //!
 //! A plugin sees the variables of the specification and `PATH`, nothing else of the caller's
 //! environment; it gets no descriptor but its three. What it writes is read up to a bound, and one
-//! that does not end is killed. Versions from 0.3.0 on are spoken.
+//! that does not end is killed with what it runs. Versions from 0.3.0 on are spoken.
 //!
 //! A failed ADD is followed by DEL, so that nothing is left. DEL goes on when a plugin fails, and
 //! tells of all that did.

@@ -78,7 +78,7 @@ impl Call<'_> {
         let pid = pid.ok_or(failed(Failure::of("fork")(Errno::CHILD)))?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(|errno| failed(Failure::of("pidfd_open")(errno)))?;
-        let ended = wait(&pidfd, self.patience).map_err(failed)?;
+        let ended = wait(pid, &pidfd, self.patience).map_err(failed)?;
         let output = text(output).map_err(failed)?;
         let complaints = String::from_utf8_lossy(&text(complaints).map_err(failed)?).into_owned();
         match ended {
@@ -149,8 +149,8 @@ enum Ended {
     Never,
 }
 
-/// Waits for the program; kills it when it takes too long.
-fn wait(pidfd: &OwnedFd, patience: Duration) -> std::result::Result<Ended, Failure> {
+/// Waits for the program; kills it when it takes too long, with all that it runs in its group.
+fn wait(pid: Pid, pidfd: &OwnedFd, patience: Duration) -> std::result::Result<Ended, Failure> {
     let until = Instant::now() + patience;
     let in_time = loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -167,8 +167,9 @@ fn wait(pidfd: &OwnedFd, patience: Duration) -> std::result::Result<Ended, Failu
         }
     };
     if !in_time {
-        rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL)
-            .map_err(Failure::of("pidfd_send_signal"))?;
+        // Not waited for yet, it still has the number.
+        rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)
+            .map_err(Failure::of("kill"))?;
     }
     let status = loop {
         match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {

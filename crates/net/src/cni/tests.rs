@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use knarr_diag::{Class, Explain as _};
 use serde_json::{Value, json};
@@ -198,9 +198,22 @@ fn a_failed_add_is_undone_and_names_plugin_and_network() {
         patience: Duration::from_millis(300),
         ..runner.clone()
     };
-    plugin(folder, "second", "exec sleep 60");
+    let children = folder.join("children");
+    let script = format!("sleep 60 & echo $! >>{}; wait", children.display());
+    plugin(folder, "second", &script);
     let error = impatient.add(&list, &attachment()).unwrap_err();
     assert!(error.to_string().contains("took longer"), "{error}");
+    let children = std::fs::read_to_string(children).unwrap();
+    // Of a zombie, nothing is left to read.
+    let lives = |pid: &str| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !words.is_empty())
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while children.lines().any(lives) {
+        assert!(Instant::now() < until, "what the plugin ran is left");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(children.lines().count(), 2, "ADD and DEL");
     // What could not be undone is remembered.
     assert_eq!(runner.attachments("net").unwrap().len(), 1);
     plugin(folder, "second", "exit 0");
