@@ -95,9 +95,8 @@ impl Cgroup {
             }
             unified.fd.get_or_init(|| fd);
         }
-        for (_, dir) in self.joined_before_exec(&settings) {
-            let mount = self.mount_of(&dir);
-            made.directory(&mount, &dir)?;
+        for (hierarchy, dir) in self.joined_before_exec(&settings) {
+            made.directory(&hierarchy.mount, &dir)?;
         }
         if self.unified.is_none() && !self.plan.devices.is_empty() {
             self.set_legacy_devices()?;
@@ -345,14 +344,6 @@ impl Cgroup {
         self.layout
             .legacy_with(controller)
             .map(|hierarchy| self.legacy_dir(hierarchy))
-    }
-
-    fn mount_of(&self, dir: &Path) -> PathBuf {
-        self.layout
-            .legacy
-            .iter()
-            .find(|hierarchy| dir.starts_with(&hierarchy.mount))
-            .map_or_else(|| dir.to_owned(), |hierarchy| hierarchy.mount.clone())
     }
 
     /// The directory whose processes are the container's.

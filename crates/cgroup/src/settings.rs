@@ -307,24 +307,24 @@ impl Builder<'_> {
     }
 
     fn block(&mut self, limits: &Limits) -> Result<()> {
-        let choices = |unified, same: String, spread: String| {
+        // Of bfq or of the other schedulers; v1 has files of their own for devices.
+        let choices = |unified, of: &str, same: String, spread: String| {
             if unified {
                 vec![
                     ("io.bfq.weight".to_owned(), same),
                     ("io.weight".to_owned(), spread),
                 ]
             } else {
-                vec![]
+                vec![
+                    (format!("blkio.bfq.weight{of}"), same.clone()),
+                    (format!("blkio.weight{of}"), same),
+                ]
             }
         };
         if let Some(weight) = limits.block_weight {
             let unified = place(self.layout, "blkio", "block I/O weight")?;
-            let same = weight.to_string();
-            let mut files = choices(unified, same.clone(), io_weight(weight).to_string());
-            if !unified {
-                files.push(("blkio.bfq.weight".to_owned(), same.clone()));
-                files.push(("blkio.weight".to_owned(), same));
-            }
+            let spread = io_weight(weight).to_string();
+            let files = choices(unified, "", weight.to_string(), spread);
             self.add("blkio", unified, files, Some(warning::WEIGHT));
         }
         for device in &limits.block.weight_device {
@@ -333,11 +333,7 @@ impl Builder<'_> {
             if let Some(weight) = device.weight {
                 let same = format!("{name} {weight}");
                 let spread = format!("{name} {}", io_weight(weight));
-                let mut files = choices(unified, same.clone(), spread);
-                if !unified {
-                    files.push(("blkio.bfq.weight_device".to_owned(), same.clone()));
-                    files.push(("blkio.weight_device".to_owned(), same));
-                }
+                let files = choices(unified, "_device", same, spread);
                 self.add("blkio", unified, files, Some(warning::WEIGHT_DEVICE));
             }
         }
