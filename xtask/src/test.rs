@@ -75,7 +75,7 @@ pub(crate) struct Totals {
     pub(crate) success: bool,
     pub(crate) passed: u64,
     pub(crate) failed: u64,
-    skips: BTreeSet<String>,
+    pub(crate) skips: BTreeSet<String>,
 }
 
 impl Totals {

@@ -3,9 +3,9 @@
 //! slower than this machine, everywhere alike (`KNARR_VM_ACCELERATOR=kvm` where that works).
 //!
 //! The machine's disk is made once from Debian's packages ([`image`]). What is tested comes in on a
-//! second disk, made for each run: the built binaries, the test programs, the fixtures, and a script
-//! that runs them. Their output leaves through a serial port of virtio. Nothing that a run writes to
-//! either disk is kept.
+//! second disk, made for each run: the built binaries, the fixtures, the test programs that have a test
+//! to run, and a script that runs them. Their output leaves through a serial port of virtio. Nothing
+//! that a run writes to either disk is kept.
 //!
 //! A test that makes sense only there is marked `#[ignore = "for cargo x vm"]`; there, ignored tests
 //! run too.
@@ -72,13 +72,24 @@ pub(crate) fn command(filter: &[&str]) -> Result<()> {
     run(filter)?.conclude()
 }
 
-/// Runs them on binaries and fixtures that are there.
+/// Runs them on binaries and fixtures that are there. No machine is made where `filter` chooses none.
 ///
 /// # Errors
 /// [`Unavailable`]; or when the machine fails. Failed tests are in the totals.
 pub(crate) fn run(filter: &[&str]) -> Result<Totals> {
     let start = Instant::now();
-    let machine = Machine::prepare(|workspace, programs| script(workspace, programs, filter))?;
+    let workspace = shell::workspace();
+    let mut programs = test_programs(&workspace)?;
+    if !filter.is_empty() {
+        programs = with_tests(programs, filter)?;
+    }
+    if programs.is_empty() {
+        return Ok(Totals {
+            success: true,
+            ..Totals::default()
+        });
+    }
+    let machine = Machine::prepare(&programs, &script(&workspace, &programs, filter))?;
     println!(
         "virtual machine ready after {} s",
         start.elapsed().as_secs()
@@ -93,7 +104,9 @@ pub(crate) fn run(filter: &[&str]) -> Result<Totals> {
 
 /// `cargo x vm --shell`: root on the machine's console, with everything in its place.
 fn shell() -> Result<()> {
-    let machine = Machine::prepare(|workspace, _| format!("{}\nexit\n", setup(workspace)))?;
+    let workspace = shell::workspace();
+    let programs = test_programs(&workspace)?;
+    let machine = Machine::prepare(&programs, &format!("{}\nexit\n", setup(&workspace)))?;
     println!("log in as root (no password); `poweroff` ends it");
     shell::run(machine.qemu().args(["-serial", "mon:stdio"]))
 }
@@ -129,7 +142,8 @@ fn script(workspace: &Path, programs: &[Program], filter: &[&str]) -> String {
     lines.join("\n")
 }
 
-/// A test program on the second disk.
+/// A test program, here and on the second disk.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Program {
     name: String,
     /// Below the checkout.
@@ -144,7 +158,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn prepare(script: impl FnOnce(&Path, &[Program]) -> String) -> Result<Self> {
+    fn prepare(programs: &[Program], script: &str) -> Result<Self> {
         packages::install(packages::VM).map_err(Unavailable)?;
         let image = Image::make().map_err(Unavailable)?;
         let workspace = shell::workspace();
@@ -154,8 +168,8 @@ impl Machine {
             std::fs::remove_dir_all(&stage)?;
         }
         std::fs::create_dir_all(&stage)?;
-        let programs = stage_files(&workspace, &stage)?;
-        std::fs::write(stage.join("run.sh"), script(&workspace, &programs))?;
+        stage_files(&workspace, &stage, programs)?;
+        std::fs::write(stage.join("run.sh"), script)?;
         let data = folder.join("data.img");
         make_disk(&stage, &data, 2048)?;
         std::fs::remove_dir_all(&stage)?;
@@ -235,7 +249,7 @@ impl Machine {
 }
 
 /// Puts what the tests need into `stage`, each file where it is in the checkout.
-fn stage_files(workspace: &Path, stage: &Path) -> Result<Vec<Program>> {
+fn stage_files(workspace: &Path, stage: &Path, programs: &[Program]) -> Result<()> {
     let copy = |file: &str, needed: bool| -> Result<()> {
         let (from, to) = (workspace.join(file), stage.join(file));
         if !needed && !from.exists() {
@@ -259,20 +273,29 @@ fn stage_files(workspace: &Path, stage: &Path) -> Result<Vec<Program>> {
     for name in FIXTURES {
         copy(&format!("target/fixtures/{name}"), true)?;
     }
-    let mut programs = Vec::new();
-    for (name, path) in test_programs()? {
-        let file = path
-            .strip_prefix(workspace)
-            .context("test programs are not built below the checkout")?;
-        let file = file.to_str().context("a path is not text")?.to_owned();
-        copy(&file, true)?;
-        programs.push(Program { name, file });
+    programs
+        .iter()
+        .try_for_each(|program| copy(&program.file, true))
+}
+
+/// Those that have tests which `filter` chooses.
+fn with_tests(programs: Vec<Program>, filter: &[&str]) -> Result<Vec<Program>> {
+    let mut chosen = Vec::new();
+    for program in programs {
+        let output = Command::new(shell::workspace().join(&program.file))
+            .args(["--list", "--format", "terse"])
+            .args(filter)
+            .output()
+            .with_context(|| format!("cannot list the tests of {}", program.name))?;
+        if !output.status.success() || !output.stdout.trim_ascii().is_empty() {
+            chosen.push(program);
+        }
     }
-    Ok(programs)
+    Ok(chosen)
 }
 
 /// Builds the test programs, with the features that `cargo test --workspace` builds them with.
-fn test_programs() -> Result<Vec<(String, PathBuf)>> {
+fn test_programs(workspace: &Path) -> Result<Vec<Program>> {
     let mut command = Command::new(shell::cargo_program());
     command
         .args(["test", "--release", "--workspace", "--no-run"])
@@ -303,7 +326,14 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
         else {
             continue;
         };
-        found.push((format!("{package} {target}"), PathBuf::from(program)));
+        let file = program
+            .strip_prefix(workspace.to_str().context("a path is not text")?)
+            .and_then(|file| file.strip_prefix('/'))
+            .context("test programs are not built below the checkout")?;
+        found.push(Program {
+            name: format!("{package} {target}"),
+            file: file.to_owned(),
+        });
     }
     ensure!(
         found.len() == SUITES.len(),
@@ -341,4 +371,24 @@ fn make_disk(folder: &Path, disk: &Path, free: u64) -> Result<()> {
             .arg(format!("{}M", used + used / 4 + free))
             .stdout(Stdio::null()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_without_a_chosen_test_are_left_out() {
+        let this = std::env::current_exe().unwrap();
+        let chosen = |filter: &[&str]| {
+            let this = Program {
+                name: "xtask".to_owned(),
+                file: this.display().to_string(),
+            };
+            with_tests(vec![this], filter).unwrap().len()
+        };
+        assert_eq!(chosen(&["without_a_chosen_test"]), 1);
+        assert_eq!(chosen(&["no_such_test", "without_a_chosen_test"]), 1);
+        assert_eq!(chosen(&["no_such_test"]), 0);
+    }
 }
