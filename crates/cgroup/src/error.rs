@@ -123,12 +123,12 @@ pub enum Error {
         #[source]
         cause: Failure,
     },
-    /// Freezing, thawing or killing did not finish in time.
+    /// Freezing or thawing did not finish in time.
     #[error("cgroup {path} is not {state} after {seconds} s")]
     Stuck {
         /// The cgroup.
         path: PathBuf,
-        /// `frozen`, `thawed` or `empty`.
+        /// `frozen` or `thawed`.
         state: &'static str,
         /// How long was waited.
         seconds: u64,
@@ -313,7 +313,7 @@ impl Explain for Error {
                         .to_owned(),
                 )
             }
-            Self::Stuck { state: "empty", .. } => Some(
+            Self::Stuck { .. } => Some(
                 "a process is in an uninterruptible sleep; look for state D in `ps`".to_owned(),
             ),
             Self::Remove { .. } if errno == Some(Errno::BUSY) => {

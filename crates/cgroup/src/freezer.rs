@@ -51,7 +51,7 @@ impl Cgroup {
     /// Lets them go on.
     ///
     /// # Errors
-    /// [`Error::Write`].
+    /// [`Error::Write`]; on v2 [`Error::Stuck`] after 2 s.
     pub fn thaw(&self) -> Result<()> {
         match &self.unified {
             Some(unified) => {

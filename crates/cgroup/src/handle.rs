@@ -18,7 +18,7 @@ use crate::settings::{self, Setting};
 use crate::tree::{Made, delegate, inherit_cpuset, join, remove_dir};
 use crate::{Error, Result};
 
-/// How long freezing and removing may take.
+/// How long freezing, thawing and removing may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The v1 hierarchies that only count, and are joined when somebody asks.
