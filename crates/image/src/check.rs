@@ -268,11 +268,7 @@ impl Store {
             let bytes = if digest == image.id.digest() {
                 config
             } else {
-                let mut tars = Vec::new();
-                for layer in &image.layers {
-                    let layer = self.layers.load(layer)?;
-                    tars.push((layer.diff_id, layer.size));
-                }
+                let tars = self.tars(image)?;
                 crate::load::plain_manifest(&config, tars.into_iter()).map_err(|cause| {
                     Error::Config {
                         name: image.id.to_string(),
