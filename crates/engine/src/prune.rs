@@ -163,7 +163,7 @@ impl Engine {
             {
                 checked.findings.push(Finding {
                     object: format!("container {}", id.short()),
-                    what: error.to_string(),
+                    what: error.report().one_line(),
                     needed_by: Vec::new(),
                     outcome: match repair {
                         None => Outcome::Found,

@@ -98,13 +98,13 @@ impl Store {
                         images.push(image);
                         Outcome::Repaired("written again from its manifest".to_owned())
                     }
-                    Err(why) => Outcome::Unrepaired(told(&why)),
+                    Err(why) => Outcome::Unrepaired(why.report().one_line()),
                 },
                 _ => Outcome::Found,
             };
             checked.findings.push(Finding {
                 object: format!("image {}", id.short()),
-                what: told(&error),
+                what: error.report().one_line(),
                 needed_by: Vec::new(),
                 outcome,
             });
@@ -161,7 +161,7 @@ impl Store {
             };
             checked.findings.push(Finding {
                 object: "name".to_owned(),
-                what: told(&error),
+                what: error.report().one_line(),
                 needed_by: Vec::new(),
                 outcome,
             });
@@ -330,7 +330,7 @@ impl Store {
                 what: match error {
                     knarr_layer::Error::Damaged { what, .. } => what,
                     knarr_layer::Error::NotFound(_) => "it is missing".to_owned(),
-                    error => error.report().to_string(),
+                    error => error.report().one_line(),
                 },
                 needed_by: self.called(&images),
                 outcome,
@@ -383,7 +383,7 @@ impl Store {
             Err(knarr_layer::Error::Fs(error)) if error.is_not_found() => {
                 Some(self.layers.aside(&id)).filter(|aside| aside.is_dir())
             }
-            Err(error) => return Outcome::Unrepaired(error.report().to_string()),
+            Err(error) => return Outcome::Unrepaired(error.report().one_line()),
         };
         failpoint!("check.set-aside");
         let Some((image, at)) = owners.first() else {
@@ -425,7 +425,7 @@ impl Store {
     ) -> Outcome {
         let listed = match self.describe(image.clone()) {
             Ok(listed) => listed,
-            Err(error) => return Outcome::Unrepaired(told(&error)),
+            Err(error) => return Outcome::Unrepaired(error.report().one_line()),
         };
         let options = PullOptions {
             platform: Some(image.platform.clone()),
@@ -438,7 +438,7 @@ impl Store {
                     return Outcome::Repaired(format!("fetched again from {}", source.familiar()));
                 }
                 Ok(_) => failures.push(format!("{} has another image", source.familiar())),
-                Err(error) => failures.push(told(&error)),
+                Err(error) => failures.push(error.report().one_line()),
             }
         }
         if failures.is_empty() {
@@ -461,15 +461,4 @@ impl Store {
         let called: BTreeSet<String> = called.collect();
         called.into_iter().collect()
     }
-}
-
-/// An error with its reasons, on one line.
-fn told(error: &Error) -> String {
-    let report = error.report();
-    let mut text = report.message;
-    for reason in report.because {
-        text.push_str(": ");
-        text.push_str(&reason);
-    }
-    text
 }
