@@ -7,6 +7,7 @@ use knarr_image::{Checked, Finding, LayerId, Listed, Outcome, Progress, PullOpti
 
 use crate::list::label_matches;
 use crate::record::Record;
+use crate::usage::on_disk;
 use crate::{Engine, Error, Filters, Pruned, Result, time};
 
 /// What `system prune` removed.
@@ -157,9 +158,10 @@ impl Engine {
         let images = self.prune_images(all, filters)?;
         pruned.images = images.removed;
         pruned.bytes += containers.bytes + images.bytes;
-        let aside = self.usage_now()?.set_aside;
+        for folder in self.images().damaged() {
+            pruned.bytes += on_disk(&folder)?;
+        }
         self.images().forget_damaged()?;
-        pruned.bytes += aside;
         Ok(pruned)
     }
 

@@ -367,7 +367,7 @@ fn has_entries_of_its_own(names: &[&str]) -> bool {
 }
 
 /// Bytes on the disk of a file or a whole folder; what vanished takes none.
-fn on_disk(path: &Path) -> Result<u64> {
+pub(crate) fn on_disk(path: &Path) -> Result<u64> {
     let stat = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(rustix::io::Errno::NOENT) => return Ok(0),
