@@ -12,7 +12,7 @@ use knarr_layer::Layer;
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 use knarr_spec::{Digest, Reference};
 
-use crate::record::{NewRecord, Record};
+use crate::record::NewRecord;
 use crate::{Error, Image, ImageId, LayerId, Progress, PullOptions, Result, Store};
 
 /// What a check looked at and found.
@@ -80,16 +80,14 @@ impl Store {
         for id in self.records.ids()? {
             checked.images += 1;
             let error = match self.records.read(id) {
-                Ok(Some(Record {
-                    image,
-                    removed: false,
-                    ..
-                })) => {
-                    images.push(image);
+                // Also one without a name that a container has: while its record is here, so is
+                // what it needs.
+                Ok(Some(record)) => {
+                    images.push(record.image);
                     continue;
                 }
-                // Removed, or about to be: what it has may be gone.
-                Ok(Some(_) | None) => continue,
+                // Removed meanwhile.
+                Ok(None) => continue,
                 Err(error) => error,
             };
             let outcome = match (&error, repair) {
