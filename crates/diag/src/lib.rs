@@ -142,6 +142,16 @@ impl Report {
         self
     }
 
+    /// What and why in one line of text, without the remedy: `message: reason: reason`.
+    pub fn one_line(&self) -> String {
+        let mut text = self.message.clone();
+        for reason in &self.because {
+            text.push_str(": ");
+            text.push_str(reason);
+        }
+        text
+    }
+
     /// The report as one line of JSON, for `--format json` and logs.
     pub fn to_json(&self) -> String {
         // A struct of strings always serializes.
@@ -205,6 +215,10 @@ mod tests {
             report.to_string(),
             "error: cannot start `web`\n  because: cannot mount /srv on /data\n  \
              because: EINVAL\n  hint: use a local volume"
+        );
+        assert_eq!(
+            report.one_line(),
+            "cannot start `web`: cannot mount /srv on /data: EINVAL"
         );
         let back: Report = serde_json::from_str(&report.to_json()).unwrap();
         assert_eq!(back, report);

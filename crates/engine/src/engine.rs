@@ -296,7 +296,7 @@ impl Engine {
         self.list_now(options)
     }
 
-    /// `container prune`. Filters: `label`, `until`.
+    /// `container prune`. Filters: `label`, `label!`, `until`.
     ///
     /// # Errors
     /// The first failure, after trying everything.

@@ -7,6 +7,7 @@ use knarr_image::{Checked, Finding, LayerId, Listed, Outcome, Progress, PullOpti
 
 use crate::list::label_matches;
 use crate::record::Record;
+use crate::usage::on_disk;
 use crate::{Engine, Error, Filters, Pruned, Result, time};
 
 /// What `system prune` removed.
@@ -28,8 +29,6 @@ pub(crate) struct PruneFilter {
     labels: Vec<(bool, String)>,
     /// Nanoseconds since 1970: only what was made before.
     before: Option<i64>,
-    /// `dangling`, of images.
-    dangling: Option<bool>,
 }
 
 impl PruneFilter {
@@ -37,17 +36,11 @@ impl PruneFilter {
         let mut parsed = Self::default();
         for (key, values) in &filters.0 {
             for value in values {
-                let wrong = || Error::invalid(format!("invalid filter '{key}={value}'"));
                 match key.as_str() {
                     "label" => parsed.labels.push((true, value.clone())),
                     "label!" => parsed.labels.push((false, value.clone())),
-                    "until" => parsed.before = Some(time::parse(value).ok_or_else(wrong)?),
-                    "dangling" => {
-                        parsed.dangling = Some(match value.as_str() {
-                            "true" | "1" => true,
-                            "false" | "0" => false,
-                            _ => return Err(wrong()),
-                        });
+                    "until" => {
+                        parsed.before = Some(time::parse(value).ok_or_else(|| wrong(key, value))?)
                     }
                     _ => return Err(Error::invalid(format!("invalid filter '{key}'"))),
                 }
@@ -56,7 +49,8 @@ impl PruneFilter {
         Ok(parsed)
     }
 
-    pub(crate) fn keeps(&self, labels: &BTreeMap<String, String>, created: Option<i64>) -> bool {
+    /// Whether it is to be pruned.
+    pub(crate) fn matches(&self, labels: &BTreeMap<String, String>, created: Option<i64>) -> bool {
         let labelled = self
             .labels
             .iter()
@@ -68,16 +62,35 @@ impl PruneFilter {
     }
 }
 
+/// The last of the `dangling` filters, which images alone have, taken out.
+fn take_dangling(filters: &mut Filters) -> Result<Option<bool>> {
+    const KEY: &str = "dangling";
+    let mut dangling = None;
+    for value in filters.0.remove(KEY).unwrap_or_default() {
+        dangling = Some(match value.as_str() {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            _ => return Err(wrong(KEY, &value)),
+        });
+    }
+    Ok(dangling)
+}
+
+fn wrong(key: &str, value: &str) -> Error {
+    Error::invalid(format!("invalid filter '{key}={value}'"))
+}
+
 impl Engine {
     pub(crate) fn prune_images_now(&self, all: bool, filters: &Filters) -> Result<Pruned> {
-        let filter = PruneFilter::parse(filters)?;
-        let all = filter.dangling.map_or(all, |dangling| !dangling);
+        let mut filters = filters.clone();
+        let all = take_dangling(&mut filters)?.map_or(all, |dangling| !dangling);
+        let filter = PruneFilter::parse(&filters)?;
         let mut pruned = Pruned::default();
         for listed in self.images().list()?.images {
             let labels = listed.image.config.config.labels.clone();
             let created = listed.image.config.created.as_deref();
             let wanted = (all || listed.tags.is_empty())
-                && filter.keeps(&labels.unwrap_or_default(), created.and_then(time::parse));
+                && filter.matches(&labels.unwrap_or_default(), created.and_then(time::parse));
             if wanted {
                 self.prune_image(&listed, &mut pruned)?;
             }
@@ -145,9 +158,10 @@ impl Engine {
         let images = self.prune_images(all, filters)?;
         pruned.images = images.removed;
         pruned.bytes += containers.bytes + images.bytes;
-        let aside = self.usage_now()?.set_aside;
+        for folder in self.images().damaged() {
+            pruned.bytes += on_disk(&folder)?;
+        }
         self.images().forget_damaged()?;
-        pruned.bytes += aside;
         Ok(pruned)
     }
 
@@ -163,7 +177,7 @@ impl Engine {
             {
                 checked.findings.push(Finding {
                     object: format!("container {}", id.short()),
-                    what: error.to_string(),
+                    what: error.report().one_line(),
                     needed_by: Vec::new(),
                     outcome: match repair {
                         None => Outcome::Found,
@@ -194,5 +208,27 @@ impl Engine {
             });
         }
         Ok(checked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_images_dangle() {
+        let filters =
+            |key: &str, value: &str| Filters([(key.to_owned(), vec![value.to_owned()])].into());
+        for (value, dangling) in [("true", true), ("0", false)] {
+            let mut filters = filters("dangling", value);
+            assert!(PruneFilter::parse(&filters).is_err(), "{value}");
+            assert_eq!(take_dangling(&mut filters).unwrap(), Some(dangling));
+            PruneFilter::parse(&filters).unwrap();
+        }
+        take_dangling(&mut filters("dangling", "maybe")).unwrap_err();
+        for (key, value) in [("until", "soon"), ("colour", "red")] {
+            let error = PruneFilter::parse(&filters(key, value)).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 }

@@ -258,7 +258,7 @@ impl Engine {
             let Ok(record) = self.record(&id) else {
                 continue;
             };
-            if !filter.keeps(&record.config.labels, time::parse(&record.created)) {
+            if !filter.matches(&record.config.labels, time::parse(&record.created)) {
                 continue;
             }
             let removed = match self.touch(&id) {

@@ -72,6 +72,28 @@ impl Usage {
     pub fn unaccounted_bytes(&self) -> u64 {
         self.unaccounted.iter().map(|(_, bytes)| bytes).sum()
     }
+
+    fn count(&mut self, owner: Owner, path: PathBuf, bytes: u64) {
+        match owner {
+            Owner::Image => self.image_bytes += bytes,
+            Owner::IdleImage => {
+                self.image_bytes += bytes;
+                self.image_reclaimable += bytes;
+            }
+            Owner::Container => self.container_bytes += bytes,
+            Owner::IdleContainer => {
+                self.container_bytes += bytes;
+                self.container_reclaimable += bytes;
+            }
+            Owner::UnderWay => self.under_way += bytes,
+            Owner::SetAside => self.set_aside += bytes,
+            Owner::Trash => self.trash += bytes,
+            Owner::Volume | Owner::Frame => {}
+            // It has gone since this began.
+            Owner::Nobody if !path.exists() => {}
+            Owner::Nobody => self.unaccounted.push((path, bytes)),
+        }
+    }
 }
 
 /// Whose an entry is.
@@ -123,6 +145,14 @@ impl Engine {
         let known = self.known(&users, &usage)?;
         let root = self.settings().root.clone();
         self.walk(&known, &root, &mut usage)?;
+        let doubtful = std::mem::take(&mut usage.unaccounted);
+        if !doubtful.is_empty() {
+            // What came since this began has found its owner by now, or somebody is still at it.
+            let known = self.known(&users, &usage)?;
+            for (path, bytes) in doubtful {
+                usage.count(self.owner(&known, &names(&root, &path)), path, bytes);
+            }
+        }
         usage.unaccounted.sort();
         Ok(usage)
     }
@@ -172,12 +202,14 @@ impl Engine {
     }
 
     fn known(&self, users: &BTreeMap<String, usize>, usage: &Usage) -> Result<Known> {
+        // Asked first: whatever was brought before then is some image's, or nobody's.
+        let bringing = self.images().is_bringing()?;
         let contents = self.images().references()?;
         let mut known = Known {
             blobs: BTreeMap::new(),
             layers: BTreeMap::new(),
             unsure: contents.unsure,
-            bringing: self.images().is_bringing()?,
+            bringing,
             running: BTreeSet::new(),
         };
         for (image, blobs, layers) in contents.images {
@@ -201,21 +233,12 @@ impl Engine {
     }
 
     fn walk(&self, known: &Known, folder: &Path, usage: &mut Usage) -> Result<()> {
-        let root = &self.settings().root;
-        let inside = |path: &Path| -> Vec<String> {
-            let inside = path.strip_prefix(root).unwrap_or(path);
-            inside
-                .iter()
-                .map(|name| OsStr::to_string_lossy(name).into_owned())
-                .collect()
-        };
         for entry in
             std::fs::read_dir(folder).map_err(knarr_fs::Error::of_io("list", "open", folder))?
         {
             let entry = entry.map_err(knarr_fs::Error::of_io("list", "getdents", folder))?;
             let path = entry.path();
-            let names = inside(&path);
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let names = names(&self.settings().root, &path);
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_dir && has_entries_of_its_own(&names) {
                 self.walk(known, &path, usage)?;
@@ -223,31 +246,13 @@ impl Engine {
             }
             let owner = self.owner(known, &names);
             let bytes = on_disk(&path)?;
-            match owner {
-                Owner::Image => usage.image_bytes += bytes,
-                Owner::IdleImage => {
-                    usage.image_bytes += bytes;
-                    usage.image_reclaimable += bytes;
-                }
-                Owner::Container => usage.container_bytes += bytes,
-                Owner::IdleContainer => {
-                    usage.container_bytes += bytes;
-                    usage.container_reclaimable += bytes;
-                }
-                Owner::UnderWay => usage.under_way += bytes,
-                Owner::SetAside => usage.set_aside += bytes,
-                Owner::Trash => usage.trash += bytes,
-                Owner::Volume | Owner::Frame => {}
-                // It may have gone, or found its owner, since this began.
-                Owner::Nobody if bytes == 0 && !path.exists() => {}
-                Owner::Nobody => usage.unaccounted.push((path, bytes)),
-            }
+            usage.count(owner, path, bytes);
         }
         Ok(())
     }
 
     /// Whose the entry with these names below the data root is.
-    fn owner(&self, known: &Known, names: &[&str]) -> Owner {
+    fn owner(&self, known: &Known, names: &[String]) -> Owner {
         let digest = |hex: &str| Digest::from_hex(hex).ok();
         let idle = |used: Option<&bool>| match used {
             Some(true) => Owner::Image,
@@ -260,6 +265,7 @@ impl Engine {
             true => Owner::UnderWay,
             false => Owner::Nobody,
         };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         match *names {
             ["blobs", "sha256", name] => match digest(name) {
                 Some(digest) => idle(known.blobs.get(&digest)),
@@ -341,6 +347,13 @@ impl Engine {
     }
 }
 
+/// The names that lead to a path from the data root.
+fn names(root: &Path, path: &Path) -> Vec<String> {
+    let inside = path.strip_prefix(root).unwrap_or(path);
+    let names = inside.iter().map(OsStr::to_string_lossy);
+    names.map(std::borrow::Cow::into_owned).collect()
+}
+
 /// The folders of the data root.
 const FOLDERS: [&str; 11] = [
     "blobs",
@@ -357,7 +370,8 @@ const FOLDERS: [&str; 11] = [
 ];
 
 /// Folders that are only the place of what is in them.
-fn has_entries_of_its_own(names: &[&str]) -> bool {
+fn has_entries_of_its_own(names: &[String]) -> bool {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     match *names {
         ["blobs" | "layers", "sha256" | "partial" | "damaged"] => true,
         ["refs" | "trash"] => false,
@@ -367,7 +381,7 @@ fn has_entries_of_its_own(names: &[&str]) -> bool {
 }
 
 /// Bytes on the disk of a file or a whole folder; what vanished takes none.
-fn on_disk(path: &Path) -> Result<u64> {
+pub(crate) fn on_disk(path: &Path) -> Result<u64> {
     let stat = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(rustix::io::Errno::NOENT) => return Ok(0),

@@ -46,20 +46,8 @@ pub(crate) type Take<'a> = dyn Fn(&mut dyn Read) -> Result<Ingest> + Sync + 'a;
 
 /// Where layers come from: a registry or an archive.
 pub(crate) trait Provider: Sync {
-    /// What each thread has of its own.
-    type Worker;
-
-    /// Called in each thread.
-    fn worker(&self) -> Result<Self::Worker>;
-
     /// Gives the layer's bytes to `take`. Should stop soon once `stop` is set.
-    fn provide(
-        &self,
-        worker: &mut Self::Worker,
-        wanted: &Wanted,
-        stop: &AtomicBool,
-        take: &Take<'_>,
-    ) -> Result<Brought>;
+    fn provide(&self, wanted: &Wanted, stop: &AtomicBool, take: &Take<'_>) -> Result<Brought>;
 }
 
 /// What is called when a layer is durable.
@@ -131,11 +119,11 @@ enum Made {
 
 impl Context<'_> {
     /// Makes every wanted layer present. `wanted` is the whole image, bottom first.
-    pub(crate) fn assemble<P: Provider>(
+    pub(crate) fn assemble(
         &self,
         wanted: &[Wanted],
         workers: usize,
-        provider: &P,
+        provider: &dyn Provider,
     ) -> Result<Assembled> {
         let (present, jobs) = self.survey(wanted)?;
         for job in &jobs {
@@ -154,7 +142,6 @@ impl Context<'_> {
                 let sender = sender.clone();
                 let (queue, stop, unpublished) = (&queue, &stop, &unpublished);
                 scope.spawn(move || {
-                    let mut worker = provider.worker();
                     loop {
                         let next = queue
                             .lock()
@@ -163,13 +150,7 @@ impl Context<'_> {
                         let Some(job) = next.filter(|_| !stop.load(Ordering::Relaxed)) else {
                             return;
                         };
-                        let made = match &mut worker {
-                            Ok(worker) => self.make(provider, worker, &job, stop, unpublished),
-                            Err(_) => match std::mem::replace(&mut worker, Err(Error::Worker)) {
-                                Err(error) => Err(error),
-                                Ok(_) => return,
-                            },
-                        };
+                        let made = self.make(provider, &job, stop, unpublished);
                         if made.is_err() {
                             stop.store(true, Ordering::Relaxed);
                         }
@@ -223,10 +204,9 @@ impl Context<'_> {
     }
 
     /// One layer, in a worker's thread.
-    fn make<P: Provider>(
+    fn make(
         &self,
-        provider: &P,
-        worker: &mut P::Worker,
+        provider: &dyn Provider,
         job: &Wanted,
         stop: &AtomicBool,
         unpublished: &AtomicUsize,
@@ -237,7 +217,7 @@ impl Context<'_> {
             return Ok(Made::Present(layer));
         }
         let take = |source: &mut dyn Read| self.take(job, source);
-        let brought = provider.provide(worker, job, stop, &take)?;
+        let brought = provider.provide(job, stop, &take)?;
         self.tell(job, LayerState::Received);
         unpublished.fetch_add(1, Ordering::Relaxed);
         Ok(Made::Taken(Box::new(brought), claim))

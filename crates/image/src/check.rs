@@ -12,7 +12,7 @@ use knarr_layer::Layer;
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 use knarr_spec::{Digest, Reference};
 
-use crate::record::{NewRecord, Record};
+use crate::record::NewRecord;
 use crate::{Error, Image, ImageId, LayerId, Progress, PullOptions, Result, Store};
 
 /// What a check looked at and found.
@@ -80,16 +80,14 @@ impl Store {
         for id in self.records.ids()? {
             checked.images += 1;
             let error = match self.records.read(id) {
-                Ok(Some(Record {
-                    image,
-                    removed: false,
-                    ..
-                })) => {
-                    images.push(image);
+                // Also one without a name that a container has: while its record is here, so is
+                // what it needs.
+                Ok(Some(record)) => {
+                    images.push(record.image);
                     continue;
                 }
-                // Removed, or about to be: what it has may be gone.
-                Ok(Some(_) | None) => continue,
+                // Removed meanwhile.
+                Ok(None) => continue,
                 Err(error) => error,
             };
             let outcome = match (&error, repair) {
@@ -98,13 +96,13 @@ impl Store {
                         images.push(image);
                         Outcome::Repaired("written again from its manifest".to_owned())
                     }
-                    Err(why) => Outcome::Unrepaired(told(&why)),
+                    Err(why) => Outcome::Unrepaired(why.report().one_line()),
                 },
                 _ => Outcome::Found,
             };
             checked.findings.push(Finding {
                 object: format!("image {}", id.short()),
-                what: told(&error),
+                what: error.report().one_line(),
                 needed_by: Vec::new(),
                 outcome,
             });
@@ -161,7 +159,7 @@ impl Store {
             };
             checked.findings.push(Finding {
                 object: "name".to_owned(),
-                what: told(&error),
+                what: error.report().one_line(),
                 needed_by: Vec::new(),
                 outcome,
             });
@@ -268,11 +266,7 @@ impl Store {
             let bytes = if digest == image.id.digest() {
                 config
             } else {
-                let mut tars = Vec::new();
-                for layer in &image.layers {
-                    let layer = self.layers.load(layer)?;
-                    tars.push((layer.diff_id, layer.size));
-                }
+                let tars = self.tars(image)?;
                 crate::load::plain_manifest(&config, tars.into_iter()).map_err(|cause| {
                     Error::Config {
                         name: image.id.to_string(),
@@ -334,7 +328,7 @@ impl Store {
                 what: match error {
                     knarr_layer::Error::Damaged { what, .. } => what,
                     knarr_layer::Error::NotFound(_) => "it is missing".to_owned(),
-                    error => error.report().to_string(),
+                    error => error.report().one_line(),
                 },
                 needed_by: self.called(&images),
                 outcome,
@@ -387,7 +381,7 @@ impl Store {
             Err(knarr_layer::Error::Fs(error)) if error.is_not_found() => {
                 Some(self.layers.aside(&id)).filter(|aside| aside.is_dir())
             }
-            Err(error) => return Outcome::Unrepaired(error.report().to_string()),
+            Err(error) => return Outcome::Unrepaired(error.report().one_line()),
         };
         failpoint!("check.set-aside");
         let Some((image, at)) = owners.first() else {
@@ -429,7 +423,7 @@ impl Store {
     ) -> Outcome {
         let listed = match self.describe(image.clone()) {
             Ok(listed) => listed,
-            Err(error) => return Outcome::Unrepaired(told(&error)),
+            Err(error) => return Outcome::Unrepaired(error.report().one_line()),
         };
         let options = PullOptions {
             platform: Some(image.platform.clone()),
@@ -442,7 +436,7 @@ impl Store {
                     return Outcome::Repaired(format!("fetched again from {}", source.familiar()));
                 }
                 Ok(_) => failures.push(format!("{} has another image", source.familiar())),
-                Err(error) => failures.push(told(&error)),
+                Err(error) => failures.push(error.report().one_line()),
             }
         }
         if failures.is_empty() {
@@ -465,15 +459,4 @@ impl Store {
         let called: BTreeSet<String> = called.collect();
         called.into_iter().collect()
     }
-}
-
-/// An error with its reasons, on one line.
-fn told(error: &Error) -> String {
-    let report = error.report();
-    let mut text = report.message;
-    for reason in report.because {
-        text.push_str(": ");
-        text.push_str(&reason);
-    }
-    text
 }

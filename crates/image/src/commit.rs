@@ -7,8 +7,6 @@ use knarr_spec::image::{ExecutionConfig, History, ImageConfig};
 use knarr_spec::{Platform, Reference};
 
 use crate::assemble::of_the_store;
-use crate::load::plain_manifest;
-use crate::store::NewImage;
 use crate::{Error, Image, Result, Silent, Store, change};
 
 /// How to commit.
@@ -86,21 +84,7 @@ impl Store {
             .map_or_else(|| "the new image".to_owned(), Reference::familiar);
         let assembled = self.context(name.clone(), &Silent).hold_all(layers)?;
         let config = describe(base, options, execution, members == 0, &assembled.layers);
-        let wrong = |cause| Error::Config {
-            name: name.clone(),
-            cause,
-        };
-        let config = serde_json::to_vec(&config).map_err(wrong)?;
-        let tars = assembled.layers.iter().map(|l| (l.diff_id, l.size));
-        let manifest = plain_manifest(&config, tars).map_err(wrong)?;
-        let names: Vec<_> = options.reference.iter().cloned().collect();
-        let stored = self.store_image(&NewImage {
-            manifest: &manifest,
-            config: &config,
-            assembled: &assembled,
-            names: &names,
-        })?;
-        Ok(stored.image)
+        self.store_made(&config, &assembled, options.reference.as_ref(), &name)
     }
 }
 

@@ -11,8 +11,6 @@ use knarr_spec::{Platform, Reference};
 use crate::archive::label;
 use crate::assemble::Assembled;
 use crate::inflate::{self, Failure, Hashing};
-use crate::load::plain_manifest;
-use crate::store::NewImage;
 use crate::{Error, Image, ImportOptions, Progress, Result, Source, Store, change};
 
 impl Store {
@@ -81,25 +79,11 @@ impl Store {
             .context(label.clone(), progress)
             .hold_all(vec![layer])?;
         let config = describe(options, execution, &assembled, &label);
-        let config = serde_json::to_vec(&config).map_err(|cause| Error::Config {
-            name: label.clone(),
-            cause,
-        })?;
-        let layers = assembled.layers.iter().map(|l| (l.diff_id, l.size));
-        let manifest = plain_manifest(&config, layers).map_err(|cause| Error::Config {
-            name: label.clone(),
-            cause,
-        })?;
-        let names: Vec<_> = options.reference.iter().cloned().collect();
-        let stored = self.store_image(&NewImage {
-            manifest: &manifest,
-            config: &config,
-            assembled: &assembled,
-            names: &names,
-        })?;
-        let name = options.reference.as_ref().map(Reference::familiar);
-        self.announce.image("import", stored.image.id, name);
-        Ok(stored.image)
+        let reference = options.reference.as_ref();
+        let image = self.store_made(&config, &assembled, reference, &label)?;
+        let name = reference.map(Reference::familiar);
+        self.announce.image("import", image.id, name);
+        Ok(image)
     }
 }
 

@@ -118,19 +118,7 @@ struct Members<'a> {
 }
 
 impl Provider for Members<'_> {
-    type Worker = ();
-
-    fn worker(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn provide(
-        &self,
-        (): &mut (),
-        wanted: &Wanted,
-        _stop: &AtomicBool,
-        take: &Take<'_>,
-    ) -> Result<Brought> {
+    fn provide(&self, wanted: &Wanted, _stop: &AtomicBool, take: &Take<'_>) -> Result<Brought> {
         let name = self.names.get(wanted.index).ok_or(Error::Worker)?;
         take(&mut self.archive.section(name)?).map(Brought::of)
     }

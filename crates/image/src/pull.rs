@@ -232,7 +232,8 @@ impl Pull<'_> {
     }
 }
 
-fn wanted(manifest: &Manifest, diff_ids: &[Digest]) -> Vec<Wanted> {
+/// What is wanted of the layers of a manifest.
+pub(crate) fn wanted(manifest: &Manifest, diff_ids: &[Digest]) -> Vec<Wanted> {
     let layers = manifest.layers.iter().zip(diff_ids).enumerate();
     layers
         .map(|(index, (layer, diff_id))| Wanted {
@@ -252,19 +253,7 @@ struct Layers<'a> {
 }
 
 impl Provider for Layers<'_> {
-    type Worker = ();
-
-    fn worker(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn provide(
-        &self,
-        (): &mut (),
-        wanted: &Wanted,
-        stop: &AtomicBool,
-        take: &Take<'_>,
-    ) -> Result<Brought> {
+    fn provide(&self, wanted: &Wanted, stop: &AtomicBool, take: &Take<'_>) -> Result<Brought> {
         let Some(descriptor) = self.manifest.layers.get(wanted.index) else {
             return Err(Error::Worker);
         };

@@ -1,6 +1,7 @@
 //! `rmi`, by Docker's rules (moby, daemon/images/image_delete.go).
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use knarr_fs::{Durability, Lock, failpoint};
 use knarr_spec::manifest::Document;
@@ -266,13 +267,18 @@ impl Store {
         self.collect()
     }
 
+    /// Where blobs and layers are that were set aside as damaged, if any are.
+    pub fn damaged(&self) -> [PathBuf; 2] {
+        ["blobs/damaged", "layers/damaged"].map(|folder| self.data_root.join(folder))
+    }
+
     /// Throws away what was set aside as damaged.
     ///
     /// # Errors
     /// Where it cannot be renamed into the trash.
     pub fn forget_damaged(&self) -> Result<()> {
-        for folder in ["blobs/damaged", "layers/damaged"] {
-            self.trash().throw(&self.data_root.join(folder))?;
+        for folder in self.damaged() {
+            self.trash().throw(&folder)?;
         }
         Ok(())
     }

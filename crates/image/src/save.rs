@@ -137,7 +137,8 @@ impl Store {
     }
 
     /// Diff id and size of an image's tars, bottom first.
-    fn tars(&self, image: &Image) -> Result<Vec<(Digest, u64)>> {
+    /// The image's layers as a manifest of plain tars has them: digest and size.
+    pub(crate) fn tars(&self, image: &Image) -> Result<Vec<(Digest, u64)>> {
         image
             .layers
             .iter()

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use knarr_fs::{Durability, Lock, Trash, failpoint};
+use knarr_spec::image::ImageConfig;
 use knarr_spec::manifest::DOCUMENT_LIMIT;
 use knarr_spec::{Digest, Platform, Reference};
 
@@ -437,6 +438,31 @@ impl Store {
         let image = self.get(id)?;
         drop(hold);
         Ok(Stored { image, newer })
+    }
+
+    /// [`store_image`](Self::store_image) of one that is made here, so that it has a configuration
+    /// and a manifest of plain tars yet to be written; `label` is what messages call it.
+    pub(crate) fn store_made(
+        &self,
+        config: &ImageConfig,
+        assembled: &Assembled,
+        name: Option<&Reference>,
+        label: &str,
+    ) -> Result<Image> {
+        let unwritten = |cause| Error::Config {
+            name: label.to_owned(),
+            cause,
+        };
+        let config = serde_json::to_vec(config).map_err(unwritten)?;
+        let tars = assembled.layers.iter().map(|l| (l.diff_id, l.size));
+        let manifest = crate::load::plain_manifest(&config, tars).map_err(unwritten)?;
+        let stored = self.store_image(&NewImage {
+            manifest: &manifest,
+            config: &config,
+            assembled,
+            names: name.map(std::slice::from_ref).unwrap_or_default(),
+        })?;
+        Ok(stored.image)
     }
 
     /// The name or id that `name` is, and its image.

@@ -1,11 +1,8 @@
 //! `image copy`, with skopeo and umoci to say whether what comes out is right.
 
-#![allow(
-    clippy::allow_attributes,
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::print_stderr,
-    clippy::panic,
     reason = "in tests a panic is the message"
 )]
 

@@ -9,11 +9,9 @@
 //! order, but independently of other folders' and of files' contents; a rename is one step, that
 //! of the folder it leads to; contents that were not synced are missing, cut short, torn, or zeros.
 
-#![allow(
-    clippy::allow_attributes,
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::print_stderr,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "in tests a panic is the message"

@@ -4,7 +4,7 @@
 mod support;
 
 use knarr_diag::Explain as _;
-use knarr_image::{Error, ImageId, Removed, Silent, Source, User};
+use knarr_image::{Error, ImageId, Outcome, PullOptions, Removed, Silent, Source, User};
 use support::{Handmade, Scratch, gzip, noise, tar_of};
 
 fn load(scratch: &Scratch, image: &Handmade, tags: &[&str]) -> ImageId {
@@ -150,6 +150,26 @@ fn a_stopped_container_keeps_the_layers_of_a_removed_image_until_it_goes() {
     scratch.store.release(id, &nobody).unwrap();
     scratch.store.empty_trash().unwrap();
     assert_eq!(scratch.files(), []);
+}
+
+#[test]
+fn a_removed_image_that_a_container_has_is_repaired_like_any_other() {
+    let scratch = Scratch::new();
+    let id = load(&scratch, &Handmade::new("a"), &["a:1"]);
+    let store = &scratch.store;
+    store.remove("a:1", true, &used(false)).unwrap();
+    let layer = store.get(id).unwrap().layers[0];
+    std::fs::remove_file(store.layers().path(&layer).join("index.erofs")).unwrap();
+    let checked = store.check(Some(&PullOptions::default()), &Silent).unwrap();
+    let [finding] = checked.findings.as_slice() else {
+        panic!("{checked:?}");
+    };
+    assert_eq!(finding.needed_by, [id.short()]);
+    assert_eq!(
+        finding.outcome,
+        Outcome::Repaired("indexed again from its tar".to_owned())
+    );
+    store.layers().verify(&layer).unwrap();
 }
 
 #[test]

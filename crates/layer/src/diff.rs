@@ -1,13 +1,12 @@
 //! What a container changed, as a layer.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use knarr_fs::{Inode, tree};
-use rustix::fs::{FileType, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 
 use crate::changes::{is_opaque, is_whiteout};
 use crate::rootfs::{IdMap, Upper};
@@ -53,7 +52,6 @@ pub fn diff(
         writer: TarWriter::new(out),
         idmap,
         leave_out,
-        links: HashMap::new(),
         members: 0,
     };
     let root = Inode::from_fd(upper.directory(Path::new(""))?, "/");
@@ -98,8 +96,6 @@ struct Differ<'a> {
     writer: TarWriter<&'a mut dyn Write>,
     idmap: Option<&'a IdMap>,
     leave_out: &'a dyn Fn(&Path) -> bool,
-    /// The first name of every file that has several.
-    links: HashMap<(u64, u64), PathBuf>,
     members: u64,
 }
 
@@ -122,65 +118,20 @@ impl Differ<'_> {
         if empty && (self.leave_out)(path) {
             return Ok(false);
         }
-        let mut member = self.member(inode, &stat, path)?;
-        match kind {
-            FileType::Directory => {
-                member.kind = Kind::Dir;
-                member.path.push(b'/');
-                self.header(&member)?;
-                self.opaque(inode, path)?;
-                return Ok(true);
-            }
-            FileType::RegularFile => {
-                let id = (stat.st_dev, stat.st_ino);
-                if let Some(first) = self.links.get(&id) {
-                    member.kind = Kind::HardLink;
-                    member.link = first.as_os_str().as_bytes().to_vec();
-                    self.header(&member)?;
-                    return Ok(false);
-                }
-                if stat.st_nlink > 1 {
-                    self.links.insert(id, path.to_owned());
-                }
-                member.size = u64::try_from(stat.st_size).unwrap_or_default();
-                let file = inode.reopen(OFlags::RDONLY | OFlags::NONBLOCK)?;
-                self.header(&member)?;
-                let mut file = std::fs::File::from(file);
-                self.writer.contents(&mut file, member.size, path)?;
-            }
-            FileType::Symlink => {
-                member.kind = Kind::Symlink;
-                member.link = inode.link_target()?.into_bytes();
-                self.header(&member)?;
-            }
-            FileType::CharacterDevice | FileType::BlockDevice => {
-                member.kind = match kind {
-                    FileType::CharacterDevice => Kind::CharDevice,
-                    _ => Kind::BlockDevice,
-                };
-                member.device = (
-                    rustix::fs::major(stat.st_rdev).into(),
-                    rustix::fs::minor(stat.st_rdev).into(),
-                );
-                self.header(&member)?;
-            }
-            FileType::Fifo => {
-                member.kind = Kind::Fifo;
-                self.header(&member)?;
-            }
-            _ => {}
+        let member = self.member(inode, &stat, path)?;
+        let written = self.writer.inode(inode, &stat, member)?;
+        self.members += u64::from(written);
+        if kind == FileType::Directory {
+            self.opaque(inode, path)?;
+            return Ok(true);
         }
         Ok(false)
     }
 
-    fn header(&mut self, member: &Member) -> Result<()> {
-        self.members += 1;
-        self.writer.header(member)
-    }
-
     /// An empty file whose name says something.
     fn mark(&mut self, path: &Path) -> Result<()> {
-        self.header(&Member {
+        self.members += 1;
+        self.writer.header(&Member {
             path: path.as_os_str().as_bytes().to_vec(),
             ..Member::default()
         })

@@ -1,10 +1,14 @@
 //! Members and their bytes to an archive.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use crate::tar::{self, Member};
+use knarr_fs::Inode;
+use rustix::fs::{FileType, OFlags, Stat};
+
+use crate::tar::{self, Kind, Member};
 use crate::{Error, Result};
 
 /// What is collected before it is written, in bytes: small files go out many at a time.
@@ -17,6 +21,8 @@ pub struct TarWriter<W> {
     out: W,
     buffer: Box<[u8]>,
     used: usize,
+    /// The first name of every file that has several, by device and inode.
+    links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<W> std::fmt::Debug for TarWriter<W> {
@@ -34,7 +40,59 @@ impl<W: Write> TarWriter<W> {
             out,
             buffer: vec![0; PIECE].into_boxed_slice(),
             used: 0,
+            links: HashMap::new(),
         }
+    }
+
+    /// What is at an inode, as the member of the name, owner, times and attributes that `member`
+    /// has: a folder (whose name gets its `/`), a file with its bytes, a hard link to the member
+    /// that had its bytes, a symlink, a device, a FIFO. A socket is nothing without who listens on
+    /// it: that is left out, and gives false.
+    ///
+    /// # Errors
+    /// As open(2), read(2) and readlink(2), naming the inode; as [`header`](Self::header).
+    pub fn inode(&mut self, inode: &Inode, stat: &Stat, mut member: Member) -> Result<bool> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                member.kind = Kind::Dir;
+                member.path.push(b'/');
+            }
+            FileType::RegularFile => return self.regular(inode, stat, member).map(|()| true),
+            FileType::Symlink => {
+                member.kind = Kind::Symlink;
+                member.link = inode.link_target()?.into_bytes();
+            }
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => {
+                member.kind = match kind {
+                    FileType::CharacterDevice => Kind::CharDevice,
+                    _ => Kind::BlockDevice,
+                };
+                member.device = (
+                    rustix::fs::major(stat.st_rdev).into(),
+                    rustix::fs::minor(stat.st_rdev).into(),
+                );
+            }
+            FileType::Fifo => member.kind = Kind::Fifo,
+            _ => return Ok(false),
+        }
+        self.header(&member)?;
+        Ok(true)
+    }
+
+    fn regular(&mut self, inode: &Inode, stat: &Stat, mut member: Member) -> Result<()> {
+        let id = (stat.st_dev, stat.st_ino);
+        if let Some(first) = self.links.get(&id) {
+            member.kind = Kind::HardLink;
+            member.link.clone_from(first);
+            return self.header(&member);
+        }
+        if stat.st_nlink > 1 {
+            self.links.insert(id, member.path.clone());
+        }
+        member.size = u64::try_from(stat.st_size).unwrap_or_default();
+        let mut file = File::from(inode.reopen(OFlags::RDONLY | OFlags::NONBLOCK)?);
+        self.header(&member)?;
+        self.contents(&mut file, member.size, inode.shown())
     }
 
     /// A member's header. For a file, [`contents`](Self::contents) of `member.size` bytes follow.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use knarr_cgroup::{Cgroup, Layout};
-use knarr_diag::Explain as _;
 use knarr_fs::{Durability, Lock, Trash};
 use serde::{Deserialize, Serialize};
 
@@ -242,15 +241,4 @@ fn over(mut state: State) -> State {
     state.process = None;
     state.monitor = None;
     state
-}
-
-/// One line per thing that could not be undone, for the state's `error`.
-pub(crate) fn describe(error: &Error) -> String {
-    let report = error.report();
-    let mut text = report.message;
-    for reason in report.because {
-        text.push_str(": ");
-        text.push_str(&reason);
-    }
-    text
 }

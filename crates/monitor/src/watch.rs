@@ -285,7 +285,7 @@ impl Watch {
         self.state.monitor = None;
         self.state.started_at = None;
         self.state.exit_code = Some(i32::from(error.class.run_exit_code()));
-        self.state.error = Some(one_line(error));
+        self.state.error = Some(error.one_line());
         let undone = match (&self.remove, &self.paths.data) {
             (Some(removal), _) => self
                 .undo
@@ -552,14 +552,4 @@ impl Watch {
         )
         .ok();
     }
-}
-
-/// A report in one line, for `state.json`.
-fn one_line(report: &Report) -> String {
-    let mut text = report.message.clone();
-    for reason in &report.because {
-        text.push_str(": ");
-        text.push_str(reason);
-    }
-    text
 }

@@ -1,6 +1,5 @@
 //! A tree to a tar stream.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use knarr_fs::Inode;
 use knarr_layer::TarWriter;
-use knarr_layer::tar::{Kind, Member};
+use knarr_layer::tar::Member;
 use knarr_layer::tree::Time;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 
@@ -36,8 +35,6 @@ pub(super) struct Packer<'a> {
     writer: TarWriter<&'a mut dyn Write>,
     shift: u32,
     mounts: Mounts,
-    /// The first name of every file that has several.
-    links: HashMap<(u64, u64), PathBuf>,
 }
 
 /// What becomes of mounts below what is packed.
@@ -64,7 +61,6 @@ impl<'a> Packer<'a> {
             writer: TarWriter::new(out),
             shift,
             mounts,
-            links: HashMap::new(),
         }
     }
 
@@ -94,62 +90,27 @@ impl<'a> Packer<'a> {
 
     fn entry(&mut self, inode: &Inode, name: &Path, depth: usize, whole: bool) -> Result<()> {
         let stat = inode.stat()?;
-        let mut member = self.member(inode, &stat, name)?;
+        let member = self.member(inode, &stat, name)?;
         let covered = depth > 0 && self.mounts == Mounts::Leave && is_mount(inode)?;
         match FileType::from_raw_mode(stat.st_mode) {
+            // An empty file.
+            FileType::RegularFile if covered => self.writer.header(&member).map_err(of_the_writer),
             FileType::Directory => {
-                member.kind = Kind::Dir;
-                member.path.push(b'/');
                 if name != Path::new(".") {
-                    self.header(&member)?;
+                    self.inode(inode, &stat, member)?;
                 }
                 if covered {
                     return Ok(());
                 }
                 self.directory(inode, &stat, name, depth, whole)
             }
-            FileType::RegularFile if covered => self.header(&member),
-            FileType::RegularFile => {
-                let id = (stat.st_dev, stat.st_ino);
-                if let Some(first) = self.links.get(&id) {
-                    member.kind = Kind::HardLink;
-                    member.link = first.as_os_str().as_bytes().to_vec();
-                    return self.header(&member);
-                }
-                if stat.st_nlink > 1 {
-                    self.links.insert(id, name.to_owned());
-                }
-                member.size = u64::try_from(stat.st_size).unwrap_or_default();
-                let file = inode.reopen(OFlags::RDONLY | OFlags::NONBLOCK)?;
-                self.header(&member)?;
-                let mut file = std::fs::File::from(file);
-                self.writer
-                    .contents(&mut file, member.size, inode.shown())
-                    .map_err(of_the_writer)
-            }
-            FileType::Symlink => {
-                member.kind = Kind::Symlink;
-                member.link = inode.link_target()?.into_bytes();
-                self.header(&member)
-            }
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => {
-                member.kind = match kind {
-                    FileType::CharacterDevice => Kind::CharDevice,
-                    _ => Kind::BlockDevice,
-                };
-                member.device = (
-                    rustix::fs::major(stat.st_rdev).into(),
-                    rustix::fs::minor(stat.st_rdev).into(),
-                );
-                self.header(&member)
-            }
-            FileType::Fifo => {
-                member.kind = Kind::Fifo;
-                self.header(&member)
-            }
-            // A socket is nothing without who listens on it.
-            _ => Ok(()),
+            _ => self.inode(inode, &stat, member),
         }
+    }
+
+    fn inode(&mut self, inode: &Inode, stat: &Stat, member: Member) -> Result<()> {
+        let written = self.writer.inode(inode, stat, member);
+        written.map(drop).map_err(of_the_writer)
     }
 
     fn directory(
@@ -222,10 +183,6 @@ impl<'a> Packer<'a> {
             ..Member::default()
         })
     }
-
-    fn header(&mut self, member: &Member) -> Result<()> {
-        self.writer.header(member).map_err(of_the_writer)
-    }
 }
 
 fn of_the_writer(error: knarr_layer::Error) -> Error {
@@ -234,6 +191,7 @@ fn of_the_writer(error: knarr_layer::Error) -> Error {
             what: "the archive",
             cause,
         },
+        knarr_layer::Error::Fs(cause) => cause.into(),
         error => error.into(),
     }
 }

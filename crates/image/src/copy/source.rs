@@ -191,11 +191,7 @@ impl Store {
     /// The manifest that a copy of the image has: its own where all its blobs are here, else one
     /// of plain tars.
     pub(crate) fn manifest_for_copies(&self, image: &Image) -> Result<Vec<u8>> {
-        let mut tars = Vec::new();
-        for id in &image.layers {
-            let layer = self.layers.load(id)?;
-            tars.push((layer.diff_id, layer.size));
-        }
+        let tars = self.tars(image)?;
         let own = self.manifest_bytes(image)?;
         if let Ok(Document::Manifest(manifest)) = Document::parse(&own, "") {
             let here = |digest: Digest| {

@@ -48,16 +48,7 @@ impl Store {
             super::check(name, &manifest.config, knarr_cas::Hasher::digest(&config))?;
             let platform = options.platform.as_ref();
             let parsed = select::check_config(name, &config, manifest.layers.len(), platform)?;
-            let layers = manifest.layers.iter().zip(&parsed.rootfs.diff_ids);
-            let wanted: Vec<Wanted> = layers
-                .enumerate()
-                .map(|(index, (layer, diff_id))| Wanted {
-                    index,
-                    diff_id: *diff_id,
-                    blob: Some(layer.digest),
-                    size: layer.size,
-                })
-                .collect();
+            let wanted = crate::pull::wanted(&manifest, &parsed.rootfs.diff_ids);
             let layers = Layers {
                 source,
                 manifest: &manifest,
@@ -83,19 +74,7 @@ struct Layers<'a> {
 }
 
 impl Provider for Layers<'_> {
-    type Worker = ();
-
-    fn worker(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn provide(
-        &self,
-        (): &mut (),
-        wanted: &Wanted,
-        _stop: &AtomicBool,
-        take: &Take<'_>,
-    ) -> Result<Brought> {
+    fn provide(&self, wanted: &Wanted, _stop: &AtomicBool, take: &Take<'_>) -> Result<Brought> {
         let descriptor = self.manifest.layers.get(wanted.index);
         let descriptor = descriptor.ok_or(Error::Worker)?;
         let mut ingest = None;

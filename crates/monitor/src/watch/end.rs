@@ -7,7 +7,7 @@ use knarr_diag::Explain as _;
 use knarr_fs::{Durability, Trash};
 use knarr_runtime::process::Exit;
 
-use super::{Init, LINGER, Phase, Watch, one_line, tell};
+use super::{Init, LINGER, Phase, Watch, tell};
 use crate::protocol::{Answer, Reply};
 use crate::request::Request;
 use crate::restart::End;
@@ -51,7 +51,7 @@ impl Watch {
         self.state.exit_code = Some(code);
         self.state.error = match (exit, emptied) {
             (None, _) => Some("nobody saw the end: the exit code is not known".to_owned()),
-            (_, Err(error)) => Some(undo::describe(&error)),
+            (_, Err(error)) => Some(error.report().one_line()),
             _ => None,
         };
         if self.state.oom_killed {
@@ -106,7 +106,7 @@ impl Watch {
                 self.streams.close();
                 let exit_code = i32::from(report.class.run_exit_code());
                 self.state.exit_code = Some(exit_code);
-                self.state.error = Some(one_line(&report));
+                self.state.error = Some(report.one_line());
                 let wanted = self.state.stopped_by_user;
                 self.ended(End {
                     exit_code,
@@ -129,7 +129,7 @@ impl Watch {
         self.listener = None;
         let data = self.paths.data.clone();
         if let Err(error) = self.save_state(data.as_deref()) {
-            self.state.error = Some(undo::describe(&error));
+            self.state.error = Some(error.report().one_line());
         }
         knarr_fs::failpoint!("monitor.state");
         if self.state.stopped_by_user {
@@ -144,7 +144,7 @@ impl Watch {
                     true
                 }
                 Err(error) => {
-                    self.state.error = Some(undo::describe(&error));
+                    self.state.error = Some(error.report().one_line());
                     false
                 }
             }
