@@ -20,8 +20,8 @@
 //!
 //! Invariants:
 //! - Credentials go to the host they were configured for and to a token service that belongs to it,
-//!   never anywhere else; `Authorization` is never sent after a redirect to another origin, and
-//!   https never redirects to http.
+//!   never anywhere else; `Authorization` and the headers of `hosts.toml` are never sent after a
+//!   redirect to another origin, and https never redirects to http.
 //! - Plain http is spoken to loopback addresses, and elsewhere only where the user or a
 //!   configuration file says so. A certificate that does not verify is never a reason to try http.
 //! - What is read whole is capped; what is streamed is capped by its descriptor's size.

@@ -134,7 +134,15 @@ fn a_blocked_registry_is_not_asked() {
 #[test]
 fn hosts_toml_and_dockers_mirrors_are_heeded() {
     let image = Handmade::new("hosts");
-    let cache = serving("library/app", &image);
+    let elsewhere = serving("library/app", &image);
+    let (address, content) = (elsewhere.address, Content::of("library/app", "1", &image));
+    let cache = Registry::start(move |seen| match seen.path.contains("/blobs/") {
+        true => {
+            let location = format!("http://{address}{}", seen.path);
+            Answer::new(307, "").with("location", location)
+        }
+        false => content.answer(seen),
+    });
     let toml = format!(
         "server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n\
          [host.\"http://{}\".header]\nx-team = \"blue\"\n",
@@ -147,6 +155,8 @@ fn hosts_toml_and_dockers_mirrors_are_heeded() {
         seen.iter()
             .all(|seen| seen.header("x-team") == Some("blue"))
     );
+    let seen = elsewhere.seen();
+    assert!(!seen.is_empty() && seen.iter().all(|seen| seen.header("x-team").is_none()));
     // Docker Hub itself is out of reach here.
     let json = format!(r#"{{"registry-mirrors":["http://{}/"]}}"#, cache.address);
     let etc = [("docker/daemon.json", json.as_str())];
