@@ -71,7 +71,7 @@ pub struct Settings {
     /// `--cert-dir`: a folder with `*.crt` authorities and a client's `*.cert` and `*.key`, beside
     /// the system's and `certs.d`.
     pub cert_dir: Option<PathBuf>,
-    /// `--creds user:password`.
+    /// `--creds user:password`, for the registry that a reference names and none of its mirrors.
     pub credentials: Option<Credentials>,
     /// `--authfile`; else `REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
     /// `~/.config/containers/auth.json`, `~/.docker/config.json`.

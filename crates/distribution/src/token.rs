@@ -50,11 +50,13 @@ impl Session<'_> {
         challenges: &[Challenge],
         detail: String,
     ) -> Result<Authorization> {
-        let found = credentials::find(
-            &self.client.settings,
-            &endpoint.registry,
-            &endpoint.repository,
-        )?;
+        let settings = &self.client.settings;
+        // What was given with the command is for the registry that was named there.
+        let find = match endpoint.is_named {
+            true => credentials::find,
+            false => credentials::kept,
+        };
+        let found = find(settings, &endpoint.registry, &endpoint.repository)?;
         if let Some(Secret::Bearer(token)) = &found.secret {
             return Ok(Authorization::lasting(format!("Bearer {token}")));
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use knarr_cas::Hasher;
 use knarr_diag::Explain as _;
-use knarr_distribution::{Proxies, Settings};
+use knarr_distribution::{Credentials, Proxies, Settings};
 use knarr_image::{Error, PullOptions, Pulled, Silent};
 use support::registry::{Answer, Content, Registry};
 use support::{Handmade, Scratch};
@@ -187,16 +187,24 @@ fn a_mirror_is_not_told_the_registrys_password() {
         r#"{{"auths":{{"{}":{{"auth":"bWU6cHc="}}}}}}"#,
         home.address
     );
-    let options = PullOptions {
-        registry: Settings {
-            etc: Some(scratch.path("etc")),
-            auth_file: Some(scratch.write("auth.json", auths.as_bytes())),
-            ..Settings::default()
-        },
-        ..PullOptions::default()
+    let given = Credentials {
+        user: "me".to_owned(),
+        password: "pw".to_owned(),
     };
-    let pulled = scratch.store.pull(&home.name("app:1"), &options, &Silent);
-    pulled.unwrap();
+    for (auths, credentials) in [(auths.as_str(), None), ("{}", Some(given))] {
+        let options = PullOptions {
+            registry: Settings {
+                etc: Some(scratch.path("etc")),
+                auth_file: Some(scratch.write("auth.json", auths.as_bytes())),
+                credentials,
+                ..Settings::default()
+            },
+            ..PullOptions::default()
+        };
+        let store = Scratch::new();
+        let pulled = store.store.pull(&home.name("app:1"), &options, &Silent);
+        pulled.unwrap();
+    }
     for other in [&mirror, &challenging] {
         assert!(
             other
