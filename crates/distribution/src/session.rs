@@ -19,11 +19,12 @@ use tokio::time::timeout;
 
 use crate::ask::{Access, Ask, Target};
 use crate::body::Body;
+use crate::challenge::{self, Challenge};
 use crate::client::Authorization;
 use crate::connection::{self, Origin, Sender};
 use crate::endpoint::{self, Endpoint};
 use crate::hosts::Capability;
-use crate::{Client, Error, Result, challenge};
+use crate::{Client, Error, Result};
 
 /// For the head of an answer, and between two pieces of a body.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
@@ -412,14 +413,7 @@ impl<'c> Session<'c> {
         scopes: &[String],
         answer: Answer,
     ) -> Result<Authorization> {
-        let challenges: Vec<_> = answer
-            .parts
-            .headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenge::parse)
-            .collect();
+        let challenges = challenges(&answer.parts);
         let detail = self.detail(answer, &endpoint.registry, &ask.what).await.0;
         self.answer_challenge(endpoint, home, scopes, &challenges, detail)
             .await
@@ -476,6 +470,17 @@ fn is_followed(status: StatusCode, method: &Method) -> bool {
         301..=303 => method == Method::GET || method == Method::HEAD,
         _ => false,
     }
+}
+
+/// What a 401 asks for.
+pub(crate) fn challenges(parts: &Parts) -> Vec<Challenge> {
+    parts
+        .headers
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(challenge::parse)
+        .collect()
 }
 
 /// The next data of a body, trailers left out.
