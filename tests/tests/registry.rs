@@ -386,3 +386,35 @@ fn an_index_is_made_by_hand_and_pulled_by_platform() -> Result<()> {
     assert_eq!(fresh.ok(["image", "inspect", "-f", "{{.Id}}", &list])?, id);
     Ok(())
 }
+
+#[test]
+fn all_tags_go_and_come_together() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let repository = format!("{}/app", registry.host());
+    let tags = ["1", "2"].map(|tag| format!("{repository}:{tag}"));
+    for tag in tags.iter().chain([&format!("{repository}2:3")]) {
+        knarr.ok(["tag", "busybox", tag])?;
+    }
+    knarr.ok(["push", "-q", "-a", &repository])?;
+    let list = ["image", "list-tags", "--format", "{{.Tag}}", &repository];
+    let listed = knarr.ok(list)?;
+    let mut listed: Vec<&str> = listed.lines().collect();
+    // Debian's registry does not sort.
+    listed.sort_unstable();
+    assert_eq!(listed, ["1", "2"]);
+    let other = knarr.run(["image", "list-tags", &format!("{repository}2")])?;
+    assert_eq!(other.code, 1, "it was not asked for: {}", other.stdout);
+    let fresh = Knarr::new()?;
+    let bars = fresh.ok(["pull", "--progress", "tty", "-a", &repository])?;
+    assert!(bars.contains("\x1b["), "{bars:?}");
+    for tag in &tags {
+        fresh.ok(["image", "inspect", tag])?;
+    }
+    for command in ["pull", "push"] {
+        let refused = knarr.run([command, "-a", &tags[0]])?;
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains("--all-tags"), "{}", refused.stderr);
+    }
+    Ok(())
+}

@@ -12,7 +12,7 @@ use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::format::{self, Layout};
 use crate::output;
-use crate::request::{self, flags};
+use crate::request::flags;
 
 pub(super) static TAGS: Command = Command {
     names: &["image list-tags"],
@@ -74,8 +74,7 @@ pub(super) static SEARCH: Command = Command {
 
 /// How registries are reached, as the flags say.
 pub(super) fn client(call: &Call<'_>) -> Result<(Client<'static>, PullOptions)> {
-    let mut options = request::pull_options(&call.line)?;
-    pull::use_config(call, &mut options);
+    let options = pull::options(call)?;
     let client = Client::new(options.registry.clone()).on_retry(output::note);
     Ok((client, options))
 }
