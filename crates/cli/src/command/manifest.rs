@@ -14,7 +14,8 @@ use knarr_spec::manifest::Document;
 use knarr_spec::{Platform, Reference};
 use serde_json::Value;
 
-use super::{Arguments, Call, Command, USUAL, remote};
+use super::remote::{self, bare_name};
+use super::{Arguments, Call, Command, USUAL};
 use crate::failure::{Failure, Result, each};
 use crate::flag::Flag;
 use crate::request::flags;
@@ -25,7 +26,7 @@ const FROM: &str = "knarr.from";
 
 pub(super) static CREATE: Command = Command {
     names: &["manifest create"],
-    usage: "[OPTIONS] LIST MANIFEST [MANIFEST...]",
+    usage: "[OPTIONS] LIST [MANIFEST...]",
     about: "Create a local manifest list of images at registries",
     flags: &[
         &[
@@ -107,8 +108,12 @@ pub(super) static REMOVE: Command = Command {
     arguments: Arguments::AtLeast(1),
     run: |call| {
         each(&call.line.args, |name| {
-            let list = List::load(call, name)?;
-            knarr_fs::remove_file(&list.path).map_err(Failure::from)
+            // A damaged one too, so it is not read.
+            let list = List::at(call, name)?;
+            if !list.path.exists() {
+                return Err(List::missing(name));
+            }
+            Ok(knarr_fs::remove_file(&list.path)?)
         })
     },
     ..USUAL
@@ -160,14 +165,16 @@ impl List {
     }
 
     fn load(call: &Call<'_>, name: &str) -> Result<Self> {
-        Self::find(call, name)?.ok_or_else(|| {
-            Failure::of(
-                knarr_diag::Class::NotFound,
-                "manifest-list-not-found",
-                format!("no such manifest list: {name}"),
-            )
-            .hint(format!("`knarr manifest create {name} IMAGE...` makes it"))
-        })
+        Self::find(call, name)?.ok_or_else(|| Self::missing(name))
+    }
+
+    fn missing(name: &str) -> Failure {
+        Failure::of(
+            knarr_diag::Class::NotFound,
+            "manifest-list-not-found",
+            format!("no such manifest list: {name}"),
+        )
+        .hint(format!("`knarr manifest create {name} IMAGE...` makes it"))
     }
 
     fn save(&self) -> Result<()> {
@@ -181,6 +188,32 @@ impl List {
             &bytes,
             Durability::Durable,
         )?)
+    }
+
+    /// The one entry that `typed` means, by its digest or by where its image is.
+    fn entry(&mut self, typed: &str) -> Result<&mut Descriptor> {
+        let reference = super::tag::reference(bare_name(typed));
+        let pinned = match typed.parse() {
+            Ok(digest) => Some(digest),
+            Err(_) => reference.as_ref().ok().and_then(Reference::digest),
+        };
+        let place = reference.map(|r| place_of(&r)).unwrap_or_default();
+        let mut fitting = self
+            .index
+            .manifests
+            .iter_mut()
+            .filter(|entry| match pinned {
+                Some(digest) => entry.digest == digest,
+                None => entry.annotations.get(FROM) == Some(&place),
+            });
+        match (fitting.next(), fitting.count()) {
+            (Some(entry), 0) => Ok(entry),
+            (first, others) => Err(Failure::invalid(format!(
+                "the manifest list has {} images that {typed} may mean",
+                usize::from(first.is_some()) + others
+            ))
+            .hint("name the image by its digest, which `knarr manifest inspect` shows")),
+        }
     }
 
     /// Puts an image in, in the place of the same one.
@@ -199,8 +232,7 @@ impl List {
         typed: &str,
         all: bool,
     ) -> Result<()> {
-        let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-        let reference = remote::reference(options, bare)?;
+        let reference = remote::reference(options, typed)?;
         let fetched = session.manifest(&reference)?;
         let index = match &fetched.document {
             Document::Manifest(_) => {
@@ -224,9 +256,21 @@ impl List {
 }
 
 fn from(mut descriptor: Descriptor, reference: &Reference) -> Descriptor {
-    let place = format!("{}/{}", reference.registry(), reference.repository());
-    descriptor.annotations.insert(FROM.to_owned(), place);
     descriptor
+        .annotations
+        .insert(FROM.to_owned(), place_of(reference));
+    descriptor
+}
+
+/// `registry/repository`
+fn place_of(reference: &Reference) -> String {
+    format!("{}/{}", reference.registry(), reference.repository())
+}
+
+/// Where an entry's image is.
+fn source(entry: &Descriptor) -> Result<Reference> {
+    let place = entry.annotations.get(FROM).map_or("", String::as_str);
+    Ok(super::tag::reference(place)?.with_digest(entry.digest))
 }
 
 /// An image with the platform that its configuration says.
@@ -289,30 +333,7 @@ fn add(call: &Call<'_>) -> Result<u8> {
 fn annotate(call: &Call<'_>) -> Result<u8> {
     let line = &call.line;
     let mut list = List::load(call, call.arg(0))?;
-    let typed = call.arg(1);
-    let reference = super::tag::reference(typed.strip_prefix("docker://").unwrap_or(typed));
-    let pinned = match typed.parse() {
-        Ok(digest) => Some(digest),
-        Err(_) => reference.as_ref().ok().and_then(Reference::digest),
-    };
-    let place = reference.map(|r| format!("{}/{}", r.registry(), r.repository()));
-    let place = place.unwrap_or_default();
-    let mut fitting = list
-        .index
-        .manifests
-        .iter_mut()
-        .filter(|entry| match pinned {
-            Some(digest) => entry.digest == digest,
-            None => entry.annotations.get(FROM) == Some(&place),
-        });
-    let (entry, others) = (fitting.next(), fitting.count());
-    let Some(entry) = entry.filter(|_| others == 0) else {
-        return Err(Failure::invalid(format!(
-            "the manifest list has {} images that {typed} may mean",
-            if others == 0 { 0 } else { others + 1 }
-        ))
-        .hint("name the image by its digest, which `knarr manifest inspect` shows"));
-    };
+    let entry = list.entry(call.arg(1))?;
     let mut platform = entry.platform.clone().unwrap_or_default();
     for (flag, field) in [
         ("arch", &mut platform.architecture),
@@ -347,17 +368,20 @@ fn bare(mut index: Index) -> Index {
 }
 
 fn inspect(call: &Call<'_>) -> Result<u8> {
-    let typed = call.arg(call.line.args.len() - 1);
-    let value: Value = match List::find(call, typed) {
-        Ok(Some(list)) => serde_json::to_value(bare(list.index)).unwrap_or_default(),
-        _ => {
-            let (client, options) = client(call)?;
-            let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-            let reference = remote::reference(&options, bare)?;
-            let fetched = client.session()?.manifest(&reference)?;
-            serde_json::from_slice(&fetched.bytes).unwrap_or_default()
-        }
+    let name = call.arg(0);
+    let (client, options) = client(call)?;
+    let wanted = match call.line.args.get(1) {
+        Some(image) => source(List::load(call, name)?.entry(image)?)?,
+        None => match List::find(call, bare_name(name))? {
+            Some(list) => {
+                let value = serde_json::to_value(bare(list.index)).unwrap_or_default();
+                return output::line(&format::pretty(&value)).map(|()| 0);
+            }
+            None => remote::reference(&options, name)?,
+        },
     };
+    let fetched = client.session()?.manifest(&wanted)?;
+    let value: Value = serde_json::from_slice(&fetched.bytes).unwrap_or_default();
     output::line(&format::pretty(&value))?;
     Ok(0)
 }
@@ -367,11 +391,10 @@ fn push(call: &Call<'_>) -> Result<u8> {
     let (client, _) = client(call)?;
     let session = client.session()?;
     let to = &list.reference;
-    let home = format!("{}/{}", to.registry(), to.repository());
+    let home = place_of(to);
     for entry in &list.index.manifests {
-        let place = entry.annotations.get(FROM).cloned().unwrap_or_default();
-        if place != home {
-            bring(&session, &place, to, entry)?;
+        if entry.annotations.get(FROM) != Some(&home) {
+            bring(&session, to, entry)?;
         }
     }
     let bytes = serde_json::to_vec(&bare(list.index.clone())).unwrap_or_default();
@@ -385,8 +408,8 @@ fn push(call: &Call<'_>) -> Result<u8> {
 
 /// Has an image in the list's repository too: blobs are taken over inside a registry, and else
 /// passed on.
-fn bring(session: &Session<'_>, place: &str, to: &Reference, entry: &Descriptor) -> Result<()> {
-    let source = super::tag::reference(place)?.with_digest(entry.digest);
+fn bring(session: &Session<'_>, to: &Reference, entry: &Descriptor) -> Result<()> {
+    let source = source(entry)?;
     let fetched = session.manifest(&source)?;
     let Document::Manifest(manifest) = &fetched.document else {
         return Err(Failure::invalid(format!("{source} is no image"))
