@@ -384,5 +384,79 @@ fn an_index_is_made_by_hand_and_pulled_by_platform() -> Result<()> {
     fresh.ok(["pull", "-q", &list])?;
     let id = knarr.ok(["image", "inspect", "-f", "{{.Id}}", "busybox"])?;
     assert_eq!(fresh.ok(["image", "inspect", "-f", "{{.Id}}", &list])?, id);
+    // An index of another index's images, in another repository.
+    let second = of("second:1");
+    knarr.ok(["manifest", "create", &second])?;
+    knarr.ok(["manifest", "add", &second, &native])?;
+    knarr.ok(["manifest", "add", "--all", &second, &list])?;
+    let local: Value = serde_json::from_str(&knarr.ok(["manifest", "inspect", &second])?)?;
+    // The one that was there already is there once.
+    assert_eq!(local["manifests"].as_array().map(Vec::len), Some(2));
+    let entry = local["manifests"][1]["digest"].as_str().context("none")?;
+    let image: Value = serde_json::from_str(&knarr.ok(["manifest", "inspect", &second, entry])?)?;
+    assert!(image["layers"].is_array(), "{image}");
+    let unclear = knarr.run(["manifest", "inspect", &second, &list])?;
+    assert!(
+        unclear.stderr.contains("has 2 images"),
+        "{}",
+        unclear.stderr
+    );
+    knarr.ok(["manifest", "push", &second])?;
+    knarr.ok(["manifest", "rm", &second])?;
+    let there: Value = serde_json::from_str(&knarr.ok(["manifest", "inspect", &second])?)?;
+    assert_eq!(there, local);
+    skopeo(&[
+        "copy",
+        "--all",
+        "--src-tls-verify=false",
+        &format!("docker://{second}"),
+        &format!("dir:{}", knarr.scratch().join("copy").display()),
+    ])?;
+    // A damaged one is said to be so, and can be removed.
+    knarr.ok(["manifest", "create", &second])?;
+    let lists = std::fs::read_dir(knarr.root().join("manifests"))?;
+    for file in lists {
+        std::fs::write(file?.path(), "{")?;
+    }
+    let damaged = knarr.run(["manifest", "inspect", &second])?;
+    assert!(
+        damaged.stderr.contains("cannot be read"),
+        "{}",
+        damaged.stderr
+    );
+    knarr.ok(["manifest", "rm", &second])?;
+    knarr.ok(["manifest", "create", &second])?;
+    Ok(())
+}
+
+#[test]
+fn all_tags_go_and_come_together() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let repository = format!("{}/app", registry.host());
+    let tags = ["1", "2"].map(|tag| format!("{repository}:{tag}"));
+    for tag in tags.iter().chain([&format!("{repository}2:3")]) {
+        knarr.ok(["tag", "busybox", tag])?;
+    }
+    knarr.ok(["push", "-q", "-a", &repository])?;
+    let list = ["image", "list-tags", "--format", "{{.Tag}}", &repository];
+    let listed = knarr.ok(list)?;
+    let mut listed: Vec<&str> = listed.lines().collect();
+    // Debian's registry does not sort.
+    listed.sort_unstable();
+    assert_eq!(listed, ["1", "2"]);
+    let other = knarr.run(["image", "list-tags", &format!("{repository}2")])?;
+    assert_eq!(other.code, 1, "it was not asked for: {}", other.stdout);
+    let fresh = Knarr::new()?;
+    let bars = fresh.ok(["pull", "--progress", "tty", "-a", &repository])?;
+    assert!(bars.contains("\x1b["), "{bars:?}");
+    for tag in &tags {
+        fresh.ok(["image", "inspect", tag])?;
+    }
+    for command in ["pull", "push"] {
+        let refused = knarr.run([command, "-a", &tags[0]])?;
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains("--all-tags"), "{}", refused.stderr);
+    }
     Ok(())
 }

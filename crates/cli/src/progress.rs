@@ -9,7 +9,7 @@ use knarr_engine::image::{Event, LayerState, Progress};
 use knarr_spec::{Digest, Reference};
 use serde_json::{Value, json};
 
-use crate::flag::Parsed;
+use crate::flag::{Flag, Parsed};
 use crate::{attachment, terminal, units};
 
 /// Bars are drawn anew at most this often.
@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) enum Place {
     Stdout,
     Stderr,
+    /// Standard output, as bars whatever it is.
+    Bars,
     /// Standard output, a line per change even on a terminal.
     Plain,
     /// Standard output, a JSON object per change (Docker Engine API, `JSONMessage`).
@@ -27,8 +29,16 @@ pub(crate) enum Place {
     Nowhere,
 }
 
-/// What `--progress` may be.
-pub(crate) fn check(text: &str) -> std::result::Result<(), String> {
+/// `--progress` of commands that pull or push.
+pub(crate) const FLAG: Flag = Flag::with(
+    "progress",
+    "string",
+    "Type of progress output (\"auto\", \"plain\", \"tty\", \"quiet\", \"json\")",
+)
+.default("\"auto\"")
+.checked(check);
+
+fn check(text: &str) -> std::result::Result<(), String> {
     match text {
         "auto" | "plain" | "tty" | "quiet" | "json" => Ok(()),
         _ => Err("use auto, plain, tty, quiet or json".to_owned()),
@@ -44,9 +54,15 @@ impl Place {
         match line.text("progress") {
             "quiet" => Self::Nowhere,
             "plain" => Self::Plain,
+            "tty" => Self::Bars,
             "json" => Self::Json,
             _ => Self::Stdout,
         }
+    }
+
+    /// Whether people read it on standard output.
+    pub(crate) fn is_text(self) -> bool {
+        matches!(self, Self::Stdout | Self::Bars | Self::Plain)
     }
 }
 
@@ -62,7 +78,7 @@ enum Words {
 #[derive(Debug)]
 pub(crate) struct Bars {
     place: Place,
-    /// Columns of the terminal, where it is one.
+    /// Columns of the terminal, where bars are drawn.
     width: Option<usize>,
     words: Words,
     /// Printed before the first pull.
@@ -89,6 +105,7 @@ impl Bars {
         let terminal = match place {
             Place::Stdout => terminal::is_terminal(io::stdout()),
             Place::Stderr => terminal::is_terminal(io::stderr()),
+            Place::Bars => true,
             Place::Plain | Place::Json | Place::Nowhere => false,
         };
         Self {
@@ -173,7 +190,7 @@ impl Bars {
     fn write(&self, text: &str) {
         // Progress that nobody can see is no reason to fail.
         match self.place {
-            Place::Stdout | Place::Plain | Place::Json => {
+            Place::Stdout | Place::Bars | Place::Plain | Place::Json => {
                 let mut out = io::stdout().lock();
                 out.write_all(text.as_bytes())
                     .and_then(|()| out.flush())

@@ -13,6 +13,8 @@ use crate::{Client, Error, Result};
 pub(crate) struct Endpoint {
     /// `host[:port]` as users, credentials and certificates name it.
     pub(crate) registry: String,
+    /// Whether it is the registry that the reference names, and no mirror of it.
+    pub(crate) is_named: bool,
     /// `host[:port]` to connect to.
     pub(crate) authority: String,
     /// `None`: to be found out.
@@ -36,6 +38,7 @@ impl Endpoint {
         };
         Self {
             registry: registry.to_owned(),
+            is_named: false,
             authority: authority.to_owned(),
             https: None,
             base: "/v2".to_owned(),
@@ -83,6 +86,9 @@ pub(crate) fn of(
     let name = said.rewrite(reference, &said.location);
     let (host, repository) = split(&name, reference)?;
     endpoints.extend(at(client, host, repository, said.insecure, capability)?);
+    for endpoint in &mut endpoints {
+        endpoint.is_named = endpoint.registry == reference.registry();
+    }
     Ok(endpoints)
 }
 

@@ -20,8 +20,8 @@
 //!
 //! Invariants:
 //! - Credentials go to the host they were configured for and to a token service that belongs to it,
-//!   never anywhere else; `Authorization` is never sent after a redirect to another origin, and
-//!   https never redirects to http.
+//!   never anywhere else; `Authorization` and the headers of `hosts.toml` are never sent after a
+//!   redirect to another origin, and https never redirects to http.
 //! - Plain http is spoken to loopback addresses, and elsewhere only where the user or a
 //!   configuration file says so. A certificate that does not verify is never a reason to try http.
 //! - What is read whole is capped; what is streamed is capped by its descriptor's size.
@@ -71,7 +71,7 @@ pub struct Settings {
     /// `--cert-dir`: a folder with `*.crt` authorities and a client's `*.cert` and `*.key`, beside
     /// the system's and `certs.d`.
     pub cert_dir: Option<PathBuf>,
-    /// `--creds user:password`.
+    /// `--creds user:password`, for the registry that a reference names and none of its mirrors.
     pub credentials: Option<Credentials>,
     /// `--authfile`; else `REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
     /// `~/.config/containers/auth.json`, `~/.docker/config.json`.

@@ -54,6 +54,19 @@ struct Names {
     repositories: Option<Vec<String>>,
 }
 
+/// What an index says of its entries beside their descriptors.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Types {
+    manifests: Vec<Type>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Type {
+    artifact_type: Option<String>,
+}
+
 /// `manifests/<…>` and what messages call it.
 fn name_of(reference: &Reference) -> (String, String) {
     match (reference.digest(), reference.tag()) {
@@ -65,15 +78,12 @@ fn name_of(reference: &Reference) -> (String, String) {
     }
 }
 
-fn accepted() -> String {
-    [
-        media_type::OCI_INDEX,
-        media_type::OCI_MANIFEST,
-        media_type::DOCKER_LIST,
-        media_type::DOCKER_MANIFEST,
-    ]
-    .join(", ")
-}
+const ACCEPTED: [&str; 4] = [
+    media_type::OCI_INDEX,
+    media_type::OCI_MANIFEST,
+    media_type::DOCKER_LIST,
+    media_type::DOCKER_MANIFEST,
+];
 
 fn resolving(reference: &Reference) -> Capability {
     match reference.digest() {
@@ -100,7 +110,7 @@ impl Session<'_> {
         let (name, what) = name_of(reference);
         let mut ask = Ask::get(
             format!("manifests/{name}"),
-            &accepted(),
+            &ACCEPTED.join(", "),
             What::Manifest(what),
         );
         ask.method = Method::HEAD;
@@ -300,20 +310,36 @@ impl Session<'_> {
             fetched => fetched?,
         };
         let registry = endpoints.get(at).map_or("", |e| e.registry.as_str());
-        match parse(registry, &ask.what.to_string(), &parts, &bytes)? {
-            Document::Index(index) => Ok(index),
-            Document::Manifest(_) => Err(Error::NotARegistry {
+        let what = ask.what.to_string();
+        let Document::Index(mut index) = parse(registry, &what, &parts, &bytes)? else {
+            return Err(Error::NotARegistry {
                 registry: registry.to_owned(),
                 what: "an image in place of a list of referrers".to_owned(),
-            }),
+            });
+        };
+        // A registry may leave the choice to who asks, and a tag always does.
+        if let Some(wanted) = artifact_type {
+            let types: Types = serde_json::from_slice(&bytes).map_err(|cause| Error::Answer {
+                registry: registry.to_owned(),
+                what,
+                cause,
+            })?;
+            let mut types = types.manifests.iter();
+            index.manifests.retain(|_| {
+                let found = types
+                    .next()
+                    .and_then(|entry| entry.artifact_type.as_deref());
+                found == Some(wanted)
+            });
         }
+        Ok(index)
     }
 
     async fn fetch_manifest(&self, reference: &Reference) -> Result<Fetched> {
         let (name, what) = name_of(reference);
         let ask = Ask::get(
             format!("manifests/{name}"),
-            &accepted(),
+            &ACCEPTED.join(", "),
             What::Manifest(what.clone()),
         );
         let endpoints = self.endpoints(reference, resolving(reference))?;
@@ -356,9 +382,8 @@ fn check(
         Document::Manifest(_) => media_type::OCI_MANIFEST,
         Document::Index(_) => media_type::OCI_INDEX,
     };
-    let known = accepted();
     let sent = sent.split(';').next().unwrap_or_default().trim();
-    let media_type = said.unwrap_or_else(|| match known.split(", ").any(|k| k == sent) {
+    let media_type = said.unwrap_or_else(|| match ACCEPTED.contains(&sent) {
         true => sent.to_owned(),
         false => usual.to_owned(),
     });

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT, WWW_AUTHENTICATE,
 };
+use http::request::Builder;
 use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::BodyExt as _;
@@ -18,11 +19,12 @@ use tokio::time::timeout;
 
 use crate::ask::{Access, Ask, Target};
 use crate::body::Body;
+use crate::challenge::{self, Challenge};
 use crate::client::Authorization;
 use crate::connection::{self, Origin, Sender};
 use crate::endpoint::{self, Endpoint};
 use crate::hosts::Capability;
-use crate::{Client, Error, Result, challenge};
+use crate::{Client, Error, Result};
 
 /// For the head of an answer, and between two pieces of a body.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
@@ -42,7 +44,7 @@ pub struct Session<'c> {
     idle: RefCell<HashMap<Origin, Vec<Sender>>>,
 }
 
-/// The head of a 2xx answer, and its body still on the wire.
+/// The head of an answer, and its body still on the wire.
 pub(crate) struct Answer {
     pub(crate) parts: Parts,
     pub(crate) body: Incoming,
@@ -299,8 +301,8 @@ impl<'c> Session<'c> {
                 Some(sender) => sender,
                 None => self.connect(endpoint, origin, at_home).await?,
             };
-            let body = Body::Whole(ask.body.clone());
-            let request = self.request(endpoint, origin, uri, ask, authorization, body)?;
+            let head = self.head(endpoint, origin, uri, ask, authorization, at_home)?;
+            let request = with_body(head, Body::Whole(ask.body.clone()), endpoint, uri)?;
             let sent = async {
                 sender.ready().await?;
                 sender.send_request(request).await
@@ -348,19 +350,21 @@ impl<'c> Session<'c> {
             .authorization(&home, registry, &scopes)
             .filter(|_| at_home);
         let sender = self.connect(endpoint, &origin, at_home).await?;
-        let request = self.request(endpoint, &origin, uri, ask, authorization.as_ref(), body)?;
-        Ok((sender, request, origin))
+        let authorization = authorization.as_ref();
+        let head = self.head(endpoint, &origin, uri, ask, authorization, at_home)?;
+        Ok((sender, with_body(head, body, endpoint, uri)?, origin))
     }
 
-    fn request(
+    /// A request without its body.
+    fn head(
         &self,
         endpoint: &Endpoint,
         origin: &Origin,
         uri: &Uri,
         ask: &Ask,
         authorization: Option<&Authorization>,
-        body: Body,
-    ) -> Result<Request<Body>> {
+        at_home: bool,
+    ) -> Result<Builder> {
         let proxies = self.client.proxies()?;
         let proxy = proxies.for_origin(origin).filter(|_| !origin.https);
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -376,7 +380,8 @@ impl<'c> Session<'c> {
         for (name, value) in &ask.headers {
             builder = builder.header(name, value);
         }
-        for (name, value) in endpoint.headers.iter() {
+        // Those of `hosts.toml` may hold secrets, which are for that server only.
+        for (name, value) in endpoint.headers.iter().filter(|_| at_home) {
             builder = builder.header(name, value);
         }
         if let Some(authorization) = authorization {
@@ -385,10 +390,7 @@ impl<'c> Session<'c> {
         if let Some(secret) = proxy.and_then(|proxy| proxy.authorization.as_ref()) {
             builder = builder.header(PROXY_AUTHORIZATION, secret);
         }
-        // What a registry put into a token or location may not fit into a request.
-        builder
-            .body(body)
-            .map_err(|_| unfollowed(&endpoint.registry, uri, "it does not make a valid request"))
+        Ok(builder)
     }
 
     /// Keeps a connection whose answer was read to its end.
@@ -411,14 +413,7 @@ impl<'c> Session<'c> {
         scopes: &[String],
         answer: Answer,
     ) -> Result<Authorization> {
-        let challenges: Vec<_> = answer
-            .parts
-            .headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenge::parse)
-            .collect();
+        let challenges = challenges(&answer.parts);
         let detail = self.detail(answer, &endpoint.registry, &ask.what).await.0;
         self.answer_challenge(endpoint, home, scopes, &challenges, detail)
             .await
@@ -450,6 +445,12 @@ impl fmt::Debug for Session<'_> {
     }
 }
 
+fn with_body(head: Builder, body: Body, endpoint: &Endpoint, uri: &Uri) -> Result<Request<Body>> {
+    // What a registry put into a token or location may not fit into a request.
+    head.body(body)
+        .map_err(|_| unfollowed(&endpoint.registry, uri, "it does not make a valid request"))
+}
+
 /// The URL of a request at a server.
 fn uri(home: &Origin, endpoint: &Endpoint, ask: &Ask) -> Result<Uri> {
     let base = &endpoint.base;
@@ -469,6 +470,17 @@ fn is_followed(status: StatusCode, method: &Method) -> bool {
         301..=303 => method == Method::GET || method == Method::HEAD,
         _ => false,
     }
+}
+
+/// What a 401 asks for.
+pub(crate) fn challenges(parts: &Parts) -> Vec<Challenge> {
+    parts
+        .headers
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(challenge::parse)
+        .collect()
 }
 
 /// The next data of a body, trailers left out.

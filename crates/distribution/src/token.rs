@@ -14,7 +14,7 @@ use crate::connection::Origin;
 use crate::credentials::{self, Credentials, Found, Secret};
 use crate::endpoint::Endpoint;
 use crate::hosts::Capability;
-use crate::session::{SMALL, encode_query, unfollowed};
+use crate::session::{SMALL, challenges, encode_query, unfollowed};
 use crate::{Error, Result, Session, auth};
 
 /// What a service says it is talking to.
@@ -50,11 +50,13 @@ impl Session<'_> {
         challenges: &[Challenge],
         detail: String,
     ) -> Result<Authorization> {
-        let found = credentials::find(
-            &self.client.settings,
-            &endpoint.registry,
-            &endpoint.repository,
-        )?;
+        let settings = &self.client.settings;
+        // What was given with the command is for the registry that was named there.
+        let find = match endpoint.is_named {
+            true => credentials::find,
+            false => credentials::kept,
+        };
+        let found = find(settings, &endpoint.registry, &endpoint.repository)?;
         if let Some(Secret::Bearer(token)) = &found.secret {
             return Ok(Authorization::lasting(format!("Bearer {token}")));
         }
@@ -251,14 +253,7 @@ impl Session<'_> {
             }
             return Err(self.refusal(&endpoint, &home, &ask, answer, false).await);
         }
-        let challenges: Vec<Challenge> = answer
-            .parts
-            .headers
-            .get_all(http::header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(crate::challenge::parse)
-            .collect();
+        let challenges = challenges(&answer.parts);
         let basic = Authorization::lasting(credentials.basic());
         let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") else {
             let answer = self

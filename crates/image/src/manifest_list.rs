@@ -191,28 +191,7 @@ impl ManifestList {
         repository: Option<&Reference>,
         note: ManifestNote,
     ) -> Result<()> {
-        let place = repository.map(place);
-        let mut fitting = self
-            .index
-            .manifests
-            .iter_mut()
-            .filter(|entry| match digest {
-                Some(digest) => entry.digest == digest,
-                None => place.is_some() && entry.annotations.get(FROM) == place.as_ref(),
-            });
-        let (entry, others) = (fitting.next(), fitting.count());
-        let Some(entry) = entry else {
-            return Err(Error::ListEntry {
-                typed: typed.to_owned(),
-                count: 0,
-            });
-        };
-        if others > 0 {
-            return Err(Error::ListEntry {
-                typed: typed.to_owned(),
-                count: others + 1,
-            });
-        }
+        let entry = self.entry(typed, digest, repository)?;
         let platform = entry.platform.get_or_insert_default();
         if let Some(os) = note.os {
             platform.os = os;
@@ -226,6 +205,40 @@ impl ManifestList {
         Ok(())
     }
 
+    /// Where the image is that [`ManifestList::annotate`] would change.
+    ///
+    /// # Errors
+    /// [`Error::ListEntry`].
+    pub fn source(
+        &mut self,
+        typed: &str,
+        digest: Option<Digest>,
+        repository: Option<&Reference>,
+    ) -> Result<Reference> {
+        source(self.entry(typed, digest, repository)?)
+    }
+
+    fn entry(
+        &mut self,
+        typed: &str,
+        digest: Option<Digest>,
+        repository: Option<&Reference>,
+    ) -> Result<&mut Descriptor> {
+        let place = repository.map(place);
+        let known = &mut self.index.manifests;
+        let mut fitting = known.iter_mut().filter(|entry| match digest {
+            Some(digest) => entry.digest == digest,
+            None => place.is_some() && entry.annotations.get(FROM) == place.as_ref(),
+        });
+        match (fitting.next(), fitting.count()) {
+            (Some(entry), 0) => Ok(entry),
+            (first, others) => Err(Error::ListEntry {
+                typed: typed.to_owned(),
+                count: usize::from(first.is_some()) + others,
+            }),
+        }
+    }
+
     /// Pushes it, and first into its repository what is elsewhere.
     ///
     /// # Errors
@@ -234,9 +247,8 @@ impl ManifestList {
         let to = &self.reference;
         let home = place(to);
         for entry in &self.index.manifests {
-            match entry.annotations.get(FROM) {
-                Some(place) if *place != home => bring(session, place, to, entry)?,
-                _ => {}
+            if entry.annotations.get(FROM) != Some(&home) {
+                bring(session, to, entry)?;
             }
         }
         let bytes = serde_json::to_vec(&self.index()).unwrap_or_default();
@@ -248,6 +260,16 @@ impl ManifestList {
 
 fn place(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
+}
+
+/// Where an entry's image is.
+fn source(entry: &Descriptor) -> Result<Reference> {
+    let place = entry.annotations.get(FROM).map_or("", String::as_str);
+    let reference: Reference = place.parse().map_err(|cause| Error::Name {
+        name: place.to_owned(),
+        cause,
+    })?;
+    Ok(reference.with_digest(entry.digest))
 }
 
 fn reading(reference: &Reference) -> impl Fn(knarr_distribution::Error) -> Error {
@@ -281,12 +303,8 @@ fn described(session: &Session<'_>, reference: &Reference, image: &Fetched) -> R
 
 /// Has an image in the list's repository too: blobs are taken over inside a registry, and else
 /// passed on.
-fn bring(session: &Session<'_>, place: &str, to: &Reference, entry: &Descriptor) -> Result<()> {
-    let source: Reference = place.parse().map_err(|cause| Error::Name {
-        name: place.to_owned(),
-        cause,
-    })?;
-    let source = source.with_digest(entry.digest);
+fn bring(session: &Session<'_>, to: &Reference, entry: &Descriptor) -> Result<()> {
+    let source = source(entry)?;
     let fetched = session.manifest(&source).map_err(reading(&source))?;
     let Document::Manifest(manifest) = &fetched.document else {
         return Err(Error::ListOfLists {

@@ -1,5 +1,6 @@
 //! From a registry.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -123,7 +124,13 @@ impl Pull<'_> {
     /// `--all-platforms`: every image of an index, each under its own digest.
     fn others(&self, session: &Session<'_>, top: &Fetched) -> Result<()> {
         let mut found = Vec::new();
-        self.flatten(session, &top.document, DEPTH, &mut found)?;
+        self.flatten(
+            session,
+            &top.document,
+            DEPTH,
+            &mut HashSet::new(),
+            &mut found,
+        )?;
         for descriptor in found {
             let fetched = self.manifest(session, &descriptor)?;
             let Document::Manifest(manifest) = &fetched.document else {
@@ -136,12 +143,13 @@ impl Pull<'_> {
         Ok(())
     }
 
-    /// The images of an index and of the indexes in it.
+    /// The images of an index and of the indexes in it, each once.
     fn flatten(
         &self,
         session: &Session<'_>,
         document: &Document,
         depth: usize,
+        seen: &mut HashSet<Digest>,
         found: &mut Vec<Descriptor>,
     ) -> Result<()> {
         let Document::Index(index) = document else {
@@ -154,13 +162,16 @@ impl Pull<'_> {
             });
         }
         for descriptor in index.manifests.iter().filter(|d| select::is_image(d)) {
+            if !seen.insert(descriptor.digest) {
+                continue;
+            }
             if matches!(
                 descriptor.media_type.as_str(),
                 media_type::OCI_INDEX | media_type::DOCKER_LIST
             ) {
                 let nested = self.manifest(session, descriptor)?;
-                self.flatten(session, &nested.document, depth - 1, found)?;
-            } else if !found.iter().any(|known| known.digest == descriptor.digest) {
+                self.flatten(session, &nested.document, depth - 1, seen, found)?;
+            } else {
                 found.push(descriptor.clone());
             }
         }

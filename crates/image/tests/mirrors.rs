@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use knarr_cas::Hasher;
 use knarr_diag::Explain as _;
-use knarr_distribution::{Proxies, Settings};
+use knarr_distribution::{Credentials, Proxies, Settings};
 use knarr_image::{Error, PullOptions, Pulled, Silent};
 use support::registry::{Answer, Content, Registry};
 use support::{Handmade, Scratch};
@@ -134,7 +134,15 @@ fn a_blocked_registry_is_not_asked() {
 #[test]
 fn hosts_toml_and_dockers_mirrors_are_heeded() {
     let image = Handmade::new("hosts");
-    let cache = serving("library/app", &image);
+    let elsewhere = serving("library/app", &image);
+    let (address, content) = (elsewhere.address, Content::of("library/app", "1", &image));
+    let cache = Registry::start(move |seen| match seen.path.contains("/blobs/") {
+        true => {
+            let location = format!("http://{address}{}", seen.path);
+            Answer::new(307, "").with("location", location)
+        }
+        false => content.answer(seen),
+    });
     let toml = format!(
         "server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n\
          [host.\"http://{}\".header]\nx-team = \"blue\"\n",
@@ -147,6 +155,8 @@ fn hosts_toml_and_dockers_mirrors_are_heeded() {
         seen.iter()
             .all(|seen| seen.header("x-team") == Some("blue"))
     );
+    let seen = elsewhere.seen();
+    assert!(!seen.is_empty() && seen.iter().all(|seen| seen.header("x-team").is_none()));
     // Docker Hub itself is out of reach here.
     let json = format!(r#"{{"registry-mirrors":["http://{}/"]}}"#, cache.address);
     let etc = [("docker/daemon.json", json.as_str())];
@@ -177,16 +187,24 @@ fn a_mirror_is_not_told_the_registrys_password() {
         r#"{{"auths":{{"{}":{{"auth":"bWU6cHc="}}}}}}"#,
         home.address
     );
-    let options = PullOptions {
-        registry: Settings {
-            etc: Some(scratch.path("etc")),
-            auth_file: Some(scratch.write("auth.json", auths.as_bytes())),
-            ..Settings::default()
-        },
-        ..PullOptions::default()
+    let given = Credentials {
+        user: "me".to_owned(),
+        password: "pw".to_owned(),
     };
-    let pulled = scratch.store.pull(&home.name("app:1"), &options, &Silent);
-    pulled.unwrap();
+    for (auths, credentials) in [(auths.as_str(), None), ("{}", Some(given))] {
+        let options = PullOptions {
+            registry: Settings {
+                etc: Some(scratch.path("etc")),
+                auth_file: Some(scratch.write("auth.json", auths.as_bytes())),
+                credentials,
+                ..Settings::default()
+            },
+            ..PullOptions::default()
+        };
+        let store = Scratch::new();
+        let pulled = store.store.pull(&home.name("app:1"), &options, &Silent);
+        pulled.unwrap();
+    }
     for other in [&mirror, &challenging] {
         assert!(
             other

@@ -557,6 +557,43 @@ fn an_index_gives_the_platform_that_was_asked_for() {
     assert_eq!(never.unwrap_err().report().code, "platform-not-found");
 }
 
+#[test]
+fn all_platforms_are_pulled_from_nested_indexes_too() {
+    let make = |architecture| {
+        let tar = tar_of(&[("./", b""), (architecture, b"")]);
+        Handmade::of(vec![tar], architecture, gzip)
+    };
+    let (amd, arm) = (make("amd64"), make("arm64"));
+    let inner = support::index_of(vec![arm.descriptor(), amd.descriptor()]);
+    let mut entry = amd.descriptor();
+    entry["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    let mut attestation = support::descriptor("application/vnd.oci.image.manifest.v1+json", b"{}");
+    attestation["platform"] = serde_json::json!({"os": "unknown", "architecture": "unknown"});
+    let nested = support::descriptor("application/vnd.oci.image.index.v1+json", &inner);
+    let outer = support::index_of(vec![entry, attestation, nested.clone(), nested]);
+    let mut content = Content::default();
+    content.put_image("app", &amd);
+    content.put_image("app", &arm);
+    content.put_manifest("app", &inner);
+    content.put_tag("app", "1", &outer);
+    let registry = Registry::start(move |seen| content.answer(seen));
+    let scratch = Scratch::new();
+    let mut options = options_with(&scratch, "{}");
+    options.all_platforms = true;
+    let name = registry.name("app:1");
+    let pulled = scratch.store.pull(&name, &options, &Silent).unwrap();
+    assert_eq!(pulled.image.id.digest(), amd.id());
+    for image in [&amd, &arm] {
+        let own = name.with_digest(Hasher::digest(&image.manifest));
+        let found = scratch.store.resolve(&own.to_string()).unwrap();
+        assert_eq!(found.id.digest(), image.id());
+    }
+    let inner = Hasher::digest(&inner).to_string();
+    let asked = registry.seen();
+    let asked = asked.iter().filter(|seen| seen.path.ends_with(&inner));
+    assert_eq!(asked.count(), 1);
+}
+
 fn with_platform(platform: &str) -> PullOptions {
     PullOptions {
         platform: Some(platform.parse().unwrap()),

@@ -9,8 +9,11 @@ use base64::Engine as _;
 use knarr_diag::Explain as _;
 use knarr_image::{Error, PullOptions, Pulled, Silent};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use support::registry::{Answer, Content, Registry};
 use support::{Handmade, Scratch};
 
@@ -42,21 +45,33 @@ impl Authority {
 }
 
 fn pem(certificate: &CertificateDer<'_>) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    armored("CERTIFICATE", certificate)
+}
+
+fn armored(what: &str, bytes: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+    format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n")
 }
 
 fn server(certificate: CertificateDer<'static>, key: &KeyPair) -> ServerConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    ServerConfig::builder_with_provider(provider)
+    builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], secret(key))
+        .unwrap()
+}
+
+fn builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate],
-            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        )
-        .unwrap()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn secret(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::Pkcs8(key.serialize_der().into())
 }
 
 fn pull(
@@ -128,6 +143,42 @@ fn bad_certificates_are_refused_and_no_request_is_sent() {
         // Only who asks for it gets it.
         pull(&scratch, &registry, &authority.pem, true).unwrap();
     }
+}
+
+#[test]
+fn a_registry_may_want_a_certificate_of_its_clients() {
+    let authority = Authority::new();
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+        (certificate.der().clone(), key)
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(
+        CertificateDer::pem_slice_iter(authority.pem.as_bytes()).flatten(),
+    );
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let (certificate, key) = signed("127.0.0.1");
+    let config = builder()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![certificate], secret(&key))
+        .unwrap();
+    let content = content();
+    let registry = Registry::start_tls(config, move |seen| content.answer(seen));
+    let scratch = Scratch::new();
+    pull(&scratch, &registry, &authority.pem, false).unwrap_err();
+    assert!(registry.seen().is_empty());
+    let (certificate, key) = signed("client");
+    scratch.write("certs/me.cert", pem(&certificate).as_bytes());
+    // A certificate is nothing without its key.
+    let report = pull(&scratch, &registry, &authority.pem, false)
+        .unwrap_err()
+        .report();
+    assert!(report.to_string().contains("me.key"), "{report}");
+    let key = armored("PRIVATE KEY", &key.serialize_der());
+    scratch.write("certs/me.key", key.as_bytes());
+    pull(&scratch, &registry, &authority.pem, false).unwrap();
 }
 
 #[test]

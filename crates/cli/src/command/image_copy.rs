@@ -7,7 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::output;
 use crate::progress::Bars;
-use crate::request::{self, flags};
+use crate::request::flags;
 
 pub(super) static COMMAND: Command = Command {
     names: &["image copy"],
@@ -38,13 +38,12 @@ fn run(call: &Call<'_>) -> Result<u8> {
         })
     };
     let (from, to) = (place(0)?, place(1)?);
-    let mut registry = request::pull_options(line)?;
-    pull::use_config(call, &mut registry);
+    let pulling = pull::options(call)?;
     let options = CopyOptions {
         all: line.on("all"),
-        platform: registry.platform,
-        from: registry.registry.clone(),
-        to: registry.registry,
+        platform: pulling.platform,
+        from: pulling.registry.clone(),
+        to: pulling.registry,
     };
     let bars = Bars::for_archive(line.on("quiet"));
     let digest = call.engine()?.images().copy(&from, &to, &options, &bars)?;

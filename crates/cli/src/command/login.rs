@@ -7,21 +7,16 @@ use knarr_distribution::{Client, Credentials, Settings, credentials};
 use super::{Arguments, Call, Command, USUAL, pull};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
-use crate::{output, request, terminal};
-
-const AUTHFILE: Flag = Flag::with("authfile", "string", "File with registry credentials");
+use crate::request::flags;
+use crate::{output, terminal};
 
 pub(super) static LOGIN: Command = Command {
     names: &["login"],
     usage: "[OPTIONS] [SERVER]",
     about: "Authenticate to a registry",
     flags: &[&[
-        AUTHFILE,
-        Flag::with(
-            "cert-dir",
-            "string",
-            "Folder with certificates of authorities to trust",
-        ),
+        flags::AUTHFILE,
+        flags::CERT_DIR,
         Flag::switch("get-login", "Print the user who is logged in"),
         Flag::with(
             "password",
@@ -30,7 +25,7 @@ pub(super) static LOGIN: Command = Command {
         )
         .short('p'),
         Flag::switch("password-stdin", "Take the Password or PAT from stdin"),
-        Flag::switch("tls-verify", "Require https and a valid certificate").default("true"),
+        flags::TLS_VERIFY,
         Flag::with("username", "string", "Username").short('u'),
     ]],
     arguments: Arguments::AtMost(1),
@@ -44,7 +39,7 @@ pub(super) static LOGOUT: Command = Command {
     about: "Log out from a registry",
     flags: &[&[
         Flag::switch("all", "Log out from every registry").short('a'),
-        AUTHFILE,
+        flags::AUTHFILE,
     ]],
     arguments: Arguments::AtMost(1),
     run: logout,
@@ -81,9 +76,7 @@ fn server(call: &Call<'_>) -> Result<(String, String)> {
 }
 
 fn settings(call: &Call<'_>) -> Result<Settings> {
-    let mut options = request::pull_options(&call.line)?;
-    pull::use_config(call, &mut options);
-    Ok(options.registry)
+    Ok(pull::options(call)?.registry)
 }
 
 fn login(call: &Call<'_>) -> Result<u8> {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use knarr_engine::image::{Error as ImageError, ManifestList, ManifestNote, PullOptions};
-use knarr_spec::Reference;
+use knarr_spec::{Digest, Reference};
 use serde_json::Value;
 
-use super::{Arguments, Call, Command, USUAL, remote, tag};
+use super::remote::{self, bare_name};
+use super::{Arguments, Call, Command, USUAL, tag};
 use crate::failure::{Failure, Result, each};
 use crate::flag::Flag;
 use crate::request::flags;
@@ -14,7 +15,7 @@ use crate::{format, output};
 
 pub(super) static CREATE: Command = Command {
     names: &["manifest create"],
-    usage: "[OPTIONS] LIST MANIFEST [MANIFEST...]",
+    usage: "[OPTIONS] LIST [MANIFEST...]",
     about: "Create a local manifest list of images at registries",
     flags: &[
         &[
@@ -137,13 +138,19 @@ fn add(call: &Call<'_>) -> Result<u8> {
 /// Adds what `typed` means at its registry.
 fn fill(call: &Call<'_>, list: &mut ManifestList, typed: &str, all: bool) -> Result<()> {
     let (client, options) = client(call)?;
-    let reference = remote::reference(&options, bare(typed))?;
+    let reference = remote::reference(&options, typed)?;
     let platform = options.platform.as_ref();
     Ok(list.add(&client.session()?, &reference, platform, all)?)
 }
 
-fn bare(typed: &str) -> &str {
-    typed.strip_prefix("docker://").unwrap_or(typed)
+/// What `typed` may mean in a list: a digest, a place, or both.
+fn meaning(typed: &str) -> (Option<Digest>, Option<Reference>) {
+    let reference = tag::reference(bare_name(typed)).ok();
+    let digest = match typed.parse() {
+        Ok(digest) => Some(digest),
+        Err(_) => reference.as_ref().and_then(Reference::digest),
+    };
+    (digest, reference)
 }
 
 fn annotate(call: &Call<'_>) -> Result<u8> {
@@ -153,11 +160,7 @@ fn annotate(call: &Call<'_>) -> Result<u8> {
         .images()
         .manifest_list(&tag::reference(call.arg(0))?)?;
     let typed = call.arg(1);
-    let reference = tag::reference(bare(typed)).ok();
-    let digest = match typed.parse() {
-        Ok(digest) => Some(digest),
-        Err(_) => reference.as_ref().and_then(Reference::digest),
-    };
+    let (digest, reference) = meaning(typed);
     let mut note = ManifestNote {
         os: line.get("os").map(str::to_owned),
         architecture: line.get("arch").map(str::to_owned),
@@ -176,21 +179,31 @@ fn annotate(call: &Call<'_>) -> Result<u8> {
     Ok(0)
 }
 
-/// A list that is being made here, or else what the registry has.
+/// A list that is being made here, an image of one, or what a registry has.
 fn inspect(call: &Call<'_>) -> Result<u8> {
-    let typed = call.arg(call.line.args.len() - 1);
+    let name = call.arg(0);
     let engine = call.engine()?;
-    let local = tag::reference(typed).map(|name| engine.images().manifest_list(&name));
-    let value: Value = match local {
-        Ok(Ok(list)) => serde_json::to_value(list.index()).unwrap_or_default(),
-        Ok(Err(error @ ImageError::ListDamaged { .. })) => return Err(error.into()),
-        _ => {
-            let (client, options) = client(call)?;
-            let reference = remote::reference(&options, bare(typed))?;
-            let fetched = client.session()?.manifest(&reference)?;
-            serde_json::from_slice(&fetched.bytes).unwrap_or_default()
+    let (client, options) = client(call)?;
+    let wanted = match call.line.args.get(1) {
+        Some(image) => {
+            let mut list = engine.images().manifest_list(&tag::reference(name)?)?;
+            let (digest, reference) = meaning(image);
+            list.source(image, digest, reference.as_ref())?
         }
+        None => match engine
+            .images()
+            .manifest_list(&tag::reference(bare_name(name))?)
+        {
+            Ok(list) => {
+                let value = serde_json::to_value(list.index()).unwrap_or_default();
+                return output::line(&format::pretty(&value)).map(|()| 0);
+            }
+            Err(ImageError::ListNotFound { .. }) => remote::reference(&options, name)?,
+            Err(error) => return Err(error.into()),
+        },
     };
+    let fetched = client.session()?.manifest(&wanted)?;
+    let value: Value = serde_json::from_slice(&fetched.bytes).unwrap_or_default();
     output::line(&format::pretty(&value))?;
     Ok(0)
 }

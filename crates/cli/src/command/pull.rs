@@ -1,6 +1,7 @@
 //! `pull`.
 
 use knarr_distribution::Client;
+use knarr_engine::Engine;
 use knarr_engine::image::PullOptions;
 use knarr_spec::Reference;
 
@@ -28,13 +29,7 @@ pub(super) static COMMAND: Command = Command {
                 "string",
                 "Set platform if the image is for several",
             ),
-            Flag::with(
-                "progress",
-                "string",
-                "Type of progress output (\"auto\", \"plain\", \"tty\", \"quiet\", \"json\")",
-            )
-            .default("\"auto\"")
-            .checked(progress::check),
+            progress::FLAG,
             Flag::switch("quiet", "Suppress verbose output").short('q'),
         ],
         flags::REGISTRY,
@@ -46,15 +41,14 @@ pub(super) static COMMAND: Command = Command {
 
 fn run(call: &Call<'_>) -> Result<u8> {
     let typed = call.arg(0);
-    let mut options = request::pull_options(&call.line)?;
-    use_config(call, &mut options);
+    let options = options(call)?;
     let engine = call.engine()?;
     let references = engine.images().meanings(typed, &options)?;
     let place = Place::of(&call.line);
     if call.line.on("all-tags") {
-        return all_tags(call, &references, &options, place);
+        return all_tags(call, &engine, &references, &options, place);
     }
-    if place == Place::Stdout && !names_a_tag(typed) {
+    if place.is_text() && !names_a_tag(typed) {
         output::line("Using default tag: latest")?;
     }
     let bars = Bars::new(place);
@@ -69,6 +63,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
 /// `--all-tags`: every tag of the repository, one after the other.
 fn all_tags(
     call: &Call<'_>,
+    engine: &Engine,
     references: &[Reference],
     options: &PullOptions,
     place: Place,
@@ -83,7 +78,6 @@ fn all_tags(
         let client = Client::new(options.registry.clone()).on_retry(output::note);
         client.session()?.tags(reference)?
     };
-    let engine = call.engine()?;
     let name = format!("{}/{}", reference.registry(), reference.repository());
     for tag in tags {
         let reference = tag::reference(&format!("{name}:{tag}"))?;
@@ -101,6 +95,13 @@ fn all_tags(
 pub(super) fn names_a_tag(typed: &str) -> bool {
     let last = typed.rsplit('/').next().unwrap_or(typed);
     last.contains(':') || typed.contains('@')
+}
+
+/// What the flags say of registries, and `--config`.
+pub(super) fn options(call: &Call<'_>) -> Result<PullOptions> {
+    let mut options = request::pull_options(&call.line)?;
+    use_config(call, &mut options);
+    Ok(options)
 }
 
 /// `--config` before the command names the folder with Docker's credentials.

@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::flag::{Flag, value};
 use crate::output;
 use crate::progress::{self, Bars, Place};
-use crate::request::{self, flags};
+use crate::request::flags;
 
 pub(super) static COMMAND: Command = Command {
     names: &["push", "image push"],
@@ -33,13 +33,7 @@ pub(super) static COMMAND: Command = Command {
                 "Write the manifest's digest to a file",
             ),
             Flag::with("platform", "string", "").refused("an image has one platform"),
-            Flag::with(
-                "progress",
-                "string",
-                "Type of progress output (\"auto\", \"plain\", \"tty\", \"quiet\", \"json\")",
-            )
-            .default("\"auto\"")
-            .checked(progress::check),
+            progress::FLAG,
             Flag::switch("quiet", "Suppress verbose output").short('q'),
         ],
         flags::REGISTRY,
@@ -51,8 +45,6 @@ pub(super) static COMMAND: Command = Command {
 
 fn run(call: &Call<'_>) -> Result<u8> {
     let line = &call.line;
-    let mut pulling = request::pull_options(line)?;
-    pull::use_config(call, &mut pulling);
     let kind = line.get("compression").or(line.get("compression-format"));
     let kind = kind.map(str::parse).transpose().map_err(Failure::invalid)?;
     let level = line.int("compression-level");
@@ -66,7 +58,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
     };
     let options = PushOptions {
         compression,
-        registry: pulling.registry,
+        registry: pull::options(call)?.registry,
     };
     let typed = call.arg(0);
     let place = Place::of(line);
@@ -74,7 +66,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
     let references = match line.on("all-tags") {
         true => tags(&engine, typed)?,
         false => {
-            if place == Place::Stdout && !pull::names_a_tag(typed) {
+            if place.is_text() && !pull::names_a_tag(typed) {
                 output::line("Using default tag: latest")?;
             }
             vec![tag::reference(typed)?]
@@ -92,7 +84,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
             )),
         }
         if let Some(was) = pushed.was
-            && place == Place::Stdout
+            && place.is_text()
         {
             bars.say(&format!(
                 "(layers were compressed anew, so the digest is another than {was};\n \

@@ -12,7 +12,7 @@ use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::format::{self, Layout};
 use crate::output;
-use crate::request::{self, flags};
+use crate::request::flags;
 
 pub(super) static TAGS: Command = Command {
     names: &["image list-tags"],
@@ -74,18 +74,23 @@ pub(super) static SEARCH: Command = Command {
 
 /// How registries are reached, as the flags say.
 pub(super) fn client(call: &Call<'_>) -> Result<(Client<'static>, PullOptions)> {
-    let mut options = request::pull_options(&call.line)?;
-    pull::use_config(call, &mut options);
+    let options = pull::options(call)?;
     let client = Client::new(options.registry.clone()).on_retry(output::note);
     Ok((client, options))
 }
 
+/// A name without the transport that Podman and skopeo write before it.
+pub(super) fn bare_name(typed: &str) -> &str {
+    typed.strip_prefix("docker://").unwrap_or(typed)
+}
+
 /// What a name that was typed means: the first thing that `registries.conf` says.
 pub(super) fn reference(options: &PullOptions, typed: &str) -> Result<Reference> {
-    let meanings = options.registry.qualify(typed)?;
+    let name = bare_name(typed);
+    let meanings = options.registry.qualify(name)?;
     match meanings.into_iter().next() {
         Some(reference) => Ok(reference),
-        None => tag::reference(typed),
+        None => tag::reference(name),
     }
 }
 
@@ -97,9 +102,7 @@ static TAG_LAYOUT: Layout = Layout {
 
 fn tags(call: &Call<'_>) -> Result<u8> {
     let (client, options) = client(call)?;
-    let typed = call.arg(0);
-    let repository = typed.strip_prefix("docker://").unwrap_or(typed);
-    let reference = reference(&options, repository)?;
+    let reference = reference(&options, call.arg(0))?;
     let tags = client.session()?.tags(&reference)?;
     let name = format!("{}/{}", reference.registry(), reference.repository());
     let format = call.line.text("format");
@@ -125,8 +128,7 @@ fn delete(call: &Call<'_>) -> Result<u8> {
     let (client, options) = client(call)?;
     let session = client.session()?;
     crate::failure::each(&call.line.args, |typed| {
-        let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-        let reference = reference(&options, bare)?;
+        let reference = reference(&options, typed)?;
         let digest = session.delete_manifest(&reference)?;
         output::line(&format!("Deleted: {}@{digest}", reference.familiar_name()))
     })
@@ -137,8 +139,7 @@ pub(super) fn inspect(call: &Call<'_>) -> Result<u8> {
     let (client, options) = client(call)?;
     let session = client.session()?;
     super::inspect::show(call, |typed| {
-        let bare = typed.strip_prefix("docker://").unwrap_or(typed);
-        let reference = reference(&options, bare)?;
+        let reference = reference(&options, typed)?;
         let top = session.manifest(&reference)?;
         let digest = top.digest;
         let image = image(&session, &reference, top, options.platform.as_ref(), 0)?;

@@ -1,6 +1,6 @@
 //! `system df`, `system prune`, `system check`.
 
-use knarr_engine::image::{Outcome, PullOptions};
+use knarr_engine::image::Outcome;
 use knarr_engine::{ImageUsage, Status, Summary, Usage, VolumeUsage};
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::failure::{Failure, Result};
 use crate::flag::Flag;
 use crate::format::{self, Layout};
 use crate::progress::{Bars, Place};
-use crate::request::{self, flags};
+use crate::request::flags;
 use crate::{output, time, units};
 
 pub(super) static DF: Command = Command {
@@ -273,8 +273,7 @@ fn prune_system(call: &Call<'_>) -> Result<u8> {
 
 fn check(call: &Call<'_>) -> Result<u8> {
     let line = &call.line;
-    let mut options: PullOptions = request::pull_options(line)?;
-    pull::use_config(call, &mut options);
+    let options = pull::options(call)?;
     let repair = line.on("repair").then_some(&options);
     let bars = Bars::new(Place::Nowhere);
     let begun = time::now();

@@ -11,20 +11,26 @@ const NO_BLOCK_LIMITS: &str = "limits of single block devices are not set yet";
 const NO_REALTIME: &str = "real-time scheduling is not given out yet";
 const WINDOWS: &str = "it exists on Windows only";
 
+pub(crate) const AUTHFILE: Flag =
+    Flag::with("authfile", "string", "File with registry credentials");
+pub(crate) const CERT_DIR: Flag = Flag::with(
+    "cert-dir",
+    "string",
+    "Folder with certificates of authorities to trust",
+);
+pub(crate) const TLS_VERIFY: Flag =
+    Flag::switch("tls-verify", "Require https and a valid certificate").default("true");
+
 /// How registries are reached, in Podman's words.
 pub(crate) const REGISTRY: &[Flag] = &[
-    Flag::with("authfile", "string", "File with registry credentials"),
-    Flag::with(
-        "cert-dir",
-        "string",
-        "Folder with certificates of authorities to trust",
-    ),
+    AUTHFILE,
+    CERT_DIR,
     Flag::with(
         "creds",
         "string",
         "Credentials for the registry (USER:PASSWORD)",
     ),
-    Flag::switch("tls-verify", "Require https and a valid certificate").default("true"),
+    TLS_VERIFY,
     Flag::switch("disable-content-trust", "").hidden(),
 ];
 

@@ -71,10 +71,10 @@ pub(crate) struct Found {
     pub(crate) unusable: Option<String>,
 }
 
-/// The credentials for `repository` at `registry`.
+/// The credentials for `repository` at `registry`: those that were given, else those that are kept.
 ///
 /// # Errors
-/// When a file that was named explicitly is missing, or any is malformed.
+/// As [`kept`].
 pub(crate) fn find(settings: &Settings, registry: &str, repository: &str) -> Result<Found> {
     if let Some(credentials) = &settings.credentials {
         return Ok(Found {
@@ -82,6 +82,14 @@ pub(crate) fn find(settings: &Settings, registry: &str, repository: &str) -> Res
             unusable: None,
         });
     }
+    kept(settings, registry, repository)
+}
+
+/// The credentials that files and helpers have for `repository` at `registry`.
+///
+/// # Errors
+/// When a file that was named explicitly is missing, or any is malformed.
+pub(crate) fn kept(settings: &Settings, registry: &str, repository: &str) -> Result<Found> {
     let mut unusable = None;
     for place in places(settings) {
         let Some(file) = file::load(&place)? else {
