@@ -565,6 +565,12 @@ fn flags_of_all_commands_are_served_or_refused_by_name() {
         assert_eq!(ended.code, 1, "{value}");
         assert!(ended.err.contains(why), "{value}: {}", ended.err);
     }
+    for command in ["checkpoint", "restore"] {
+        let ended = oci.run(&[command, "web"]);
+        assert_eq!(ended.code, 1, "{command}");
+        let why = format!("{command} is not served yet");
+        assert!(ended.err.contains(&why), "{}", ended.err);
+    }
 }
 
 #[test]

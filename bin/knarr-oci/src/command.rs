@@ -351,6 +351,12 @@ pub(crate) fn run() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if matches!(name.as_str(), "checkpoint" | "restore") {
+        log.error(&format!(
+            "{name} is not served yet (checkpoint the program by its own means, or run the container with runc)"
+        ));
+        return ExitCode::FAILURE;
+    }
     let Some(command) = find(name) else {
         log.error(&format!("No help topic for '{name}'"));
         return ExitCode::from(3);

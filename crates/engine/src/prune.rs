@@ -170,7 +170,9 @@ impl Engine {
         repair: Option<&PullOptions>,
         progress: &dyn Progress,
     ) -> Result<Checked> {
-        let mut checked = self.images().check(repair, progress)?;
+        let mut checked = self
+            .images()
+            .check(repair, &|id| self.image_users(id), progress)?;
         for id in self.ids()? {
             if let Err(error @ (Error::Damaged { .. } | Error::Version { .. })) =
                 Record::load(self.settings(), &id)

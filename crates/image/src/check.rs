@@ -13,6 +13,7 @@ use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 use knarr_spec::{Digest, Reference};
 
 use crate::record::NewRecord;
+use crate::remove::Users;
 use crate::{Error, Image, ImageId, LayerId, Progress, PullOptions, Result, Store};
 
 /// What a check looked at and found.
@@ -62,32 +63,41 @@ impl Store {
     /// damaged is set aside, and made again from what is here, or fetched from where its image
     /// came from: only what is damaged, never the rest. Without, nothing is changed.
     ///
-    /// Pulls, removals and starts may go on meanwhile.
+    /// Pulls, removals and starts may go on meanwhile. An image that is removed counts while `users`
+    /// names a container that has it; else its removal is under way, or was cut short.
     ///
     /// # Errors
     /// When the store's folders cannot be read. What is wrong in them is in [`Checked::findings`].
-    pub fn check(&self, repair: Option<&PullOptions>, progress: &dyn Progress) -> Result<Checked> {
+    pub fn check(
+        &self,
+        repair: Option<&PullOptions>,
+        users: Users<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Checked> {
         let mut checked = Checked::default();
-        let images = self.check_records(repair.is_some(), &mut checked)?;
+        let images = self.check_records(repair.is_some(), users, &mut checked)?;
         self.check_names(&images, repair.is_some(), &mut checked)?;
         self.check_blobs(&images, repair, progress, &mut checked)?;
         self.check_layers(&images, repair, progress, &mut checked)?;
         Ok(checked)
     }
 
-    fn check_records(&self, repair: bool, checked: &mut Checked) -> Result<Vec<Image>> {
+    fn check_records(
+        &self,
+        repair: bool,
+        users: Users<'_>,
+        checked: &mut Checked,
+    ) -> Result<Vec<Image>> {
         let mut images = Vec::new();
         for id in self.records.ids()? {
             checked.images += 1;
             let error = match self.records.read(id) {
-                // Also one without a name that a container has: while its record is here, so is
-                // what it needs.
-                Ok(Some(record)) => {
+                Ok(Some(record)) if !record.removed || !users(id).is_empty() => {
                     images.push(record.image);
                     continue;
                 }
-                // Removed meanwhile.
-                Ok(None) => continue,
+                // Removed, or about to be: what it has may be gone.
+                Ok(Some(_) | None) => continue,
                 Err(error) => error,
             };
             let outcome = match (&error, repair) {

@@ -22,7 +22,7 @@ pub struct References {
 }
 
 /// Who asks the engine which containers an image has.
-type Users<'a> = &'a dyn Fn(ImageId) -> Vec<User>;
+pub(crate) type Users<'a> = &'a dyn Fn(ImageId) -> Vec<User>;
 
 impl Store {
     /// `rmi`: by Docker's rules removes a name, or the image with its last name. `users` lists the

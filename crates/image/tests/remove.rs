@@ -160,7 +160,9 @@ fn a_removed_image_that_a_container_has_is_repaired_like_any_other() {
     store.remove("a:1", true, &used(false)).unwrap();
     let layer = store.get(id).unwrap().layers[0];
     std::fs::remove_file(store.layers().path(&layer).join("index.erofs")).unwrap();
-    let checked = store.check(Some(&PullOptions::default()), &Silent).unwrap();
+    let checked = store
+        .check(Some(&PullOptions::default()), &used(false), &Silent)
+        .unwrap();
     let [finding] = checked.findings.as_slice() else {
         panic!("{checked:?}");
     };
