@@ -127,6 +127,7 @@ impl Oci {
             .status()
             .unwrap();
         assert!(unpacked.success());
+        std::fs::remove_file(bundle.join("config.json")).ok();
         let made = Command::new(binary("knarr-oci"))
             .args(["spec", "--bundle"])
             .arg(&bundle)

@@ -47,6 +47,11 @@ pub(crate) const TEST: &[Package] = &[
     ("iptables", "/usr/sbin/iptables"),
     ("nftables", "/usr/sbin/nft"),
     ("iproute2", "/usr/sbin/ip"),
+    ("docker.io", "/usr/sbin/dockerd"),
+    ("containerd", "/usr/bin/containerd"),
+    ("podman", "/usr/bin/podman"),
+    ("conmon", "/usr/bin/conmon"),
+    ("runc", "/usr/sbin/runc"),
 ];
 
 /// What the virtual machine needs: its maker and its hardware.

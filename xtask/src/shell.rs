@@ -60,6 +60,25 @@ pub(crate) fn build_binaries() -> Result<()> {
     Ok(())
 }
 
+/// Builds knarr-oci once more with switches for its defences: for tests that see attacks succeed.
+pub(crate) fn build_weak_binary() -> Result<()> {
+    cargo(
+        &[
+            "rustc",
+            "--quiet",
+            "--release",
+            "--package",
+            "knarr-oci",
+            "--features",
+            "weak",
+            "--bin",
+            "knarr-oci-weak",
+            "--",
+        ],
+        &["-C", "target-feature=+crt-static"],
+    )
+}
+
 /// Copies the binaries to `PREFIX/bin`: a copy is an installation.
 pub(crate) fn install(prefix: &str) -> Result<()> {
     build_binaries()?;

@@ -20,6 +20,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
     packages::install(packages::TEST)?;
     let start = Instant::now();
     shell::build_binaries()?;
+    shell::build_weak_binary()?;
     println!("binaries built in {} s", start.elapsed().as_secs());
     make_fixtures()?;
     println!("fixtures made after {} s", start.elapsed().as_secs());
@@ -42,6 +43,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
 /// Renews golden files.
 pub(crate) fn bless() -> Result<()> {
     shell::build_binaries()?;
+    shell::build_weak_binary()?;
     make_fixtures()?;
     let totals = cargo_test(&[], &[("KNARR_BLESS", "1")])?;
     ensure!(

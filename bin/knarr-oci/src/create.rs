@@ -9,7 +9,8 @@ use knarr_fs::Error as FsError;
 use knarr_runtime::process::Identity;
 use knarr_runtime::seal::{self, Executable};
 use knarr_runtime::{
-    Begun, Capability, CgroupView, Extras, Launch, Plan, PlanOptions, Stdio, hook_plan,
+    Begun, Capability, CgroupView, Extras, Launch, Namespace, Plan, PlanOptions, Stdio, hook_plan,
+    weak,
 };
 use knarr_spec::runtime::{Config, DeviceRule, Resources};
 use knarr_sys::Failure as SysFailure;
@@ -109,7 +110,7 @@ pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
 /// Goes on from a read-only mount of this program, so that nothing in a container can overwrite it
 /// through `/proc/PID/exe` (CVE-2019-5736).
 pub(crate) fn seal_self() -> Result<()> {
-    if cfg!(feature = "attack-unsealed") || seal::is_sealed() {
+    if weak::off("seal") || seal::is_sealed() {
         return Ok(());
     }
     let c_string = |text: std::ffi::OsString| {
@@ -237,6 +238,10 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
         cgroup_view: cgroup_view(&config, &layout)?,
     };
     let mut plan = knarr_runtime::plan(&config, &options)?;
+    if weak::off("userns") {
+        plan.create.retain(|kind| *kind != Namespace::User);
+        plan.user_namespace = None;
+    }
     let preserve = keep_descriptors(&mut plan, request.preserve)?;
     let cgroup = cgroup_plan(globals, &config, &layout, &request.id)?;
     let rootfs = match &config.root {
@@ -549,7 +554,11 @@ impl Made {
         )
         .map_err(FsError::of("open", "open", &self.dir))?;
         let address = gate_address(&folder)?;
-        rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
+        // Nobody else may connect, should the folder ever be entered by others.
+        let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = rustix::net::bind(&socket, &address);
+        rustix::process::umask(mask);
+        bound.map_err(failed("bind"))?;
         rustix::net::listen(&socket, 1).map_err(failed("listen"))?;
         Ok(socket)
     }

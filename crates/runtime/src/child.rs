@@ -28,7 +28,7 @@ use self::tree::{
 use crate::plan::{Plan, Propagation};
 use crate::prepare::{Prepared, Source, Tree};
 use crate::step::{Fault, MESSAGE, Message, Step};
-use crate::{console, hook};
+use crate::{console, hook, weak};
 
 type Outcome<T> = Result<T, Failure>;
 
@@ -208,7 +208,12 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
     }
     attach_root(root, job.root_path.unwrap_or(c"/")).map_err(Fault::at(Step::AttachRoot))?;
     if !tree.sysctls.is_empty() {
-        let proc = proc_handle().map_err(Fault::at(Step::ProcHandle))?;
+        let proc = if weak::off("sysctl") {
+            open(root, c"/proc", OFlags::PATH, ResolveFlags::empty())
+        } else {
+            proc_handle()
+        }
+        .map_err(Fault::at(Step::ProcHandle))?;
         for (index, (path, value)) in tree.sysctls.iter().enumerate() {
             write_sysctl(proc.as_fd(), path, value).map_err(Fault::nth(Step::Sysctl, index))?;
         }
@@ -252,16 +257,22 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
         }
         _ => None,
     };
-    let cwd = open_or_make(
-        root,
-        &job.process.cwd,
-        Kind::Directory,
-        ResolveFlags::empty(),
-    )
+    let cwd = if weak::off("cwd") {
+        open(root, c"/", OFlags::PATH, ResolveFlags::empty())
+    } else {
+        open_or_make(
+            root,
+            &job.process.cwd,
+            Kind::Directory,
+            ResolveFlags::empty(),
+        )
+    }
     .map_err(Fault::at(Step::Cwd))?;
-    mask(root, tree)?;
-    for (index, path) in tree.readonly.iter().enumerate() {
-        make_readonly(root, path).map_err(Fault::nth(Step::ReadonlyPath, index))?;
+    if !weak::off("masks") {
+        mask(root, tree)?;
+        for (index, path) in tree.readonly.iter().enumerate() {
+            make_readonly(root, path).map_err(Fault::nth(Step::ReadonlyPath, index))?;
+        }
     }
     if plan.hooks.before_pivot() {
         send(job.socket, Message::Mounted).map_err(Fault::at(Step::Wait))?;
@@ -347,7 +358,9 @@ fn wait_at_gate(
         labels.map_or(-1, |labels| labels.proc.as_raw_fd()),
     ];
     kept.sort_unstable();
-    sys_child::close_all_but_sorted(3 + job.preserve, &kept).map_err(&at)?;
+    if !weak::off("files") {
+        sys_child::close_all_but_sorted(3 + job.preserve, &kept).map_err(&at)?;
+    }
     // A creator that dies before it has written down what it made takes this process along.
     wait_for(job.socket, word::LEFT)?;
     let connection = loop {

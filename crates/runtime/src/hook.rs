@@ -64,8 +64,10 @@ fn run_one(
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
+    if !crate::weak::off("hook-env") {
+        command.env_clear();
+    }
     command
-        .env_clear()
         .envs(hook.env.iter().filter_map(|entry| entry.split_once('=')))
         .current_dir("/")
         .stdin(copy(input).map_err(io)?)

@@ -464,8 +464,9 @@ pub fn begin(launch: Launch<'_>) -> Result<Begun<'_>> {
         start_hooks: &start_hooks,
         hook_files: hook_files.as_ref(),
     };
-    // Also reads the variable, so that the child does not.
+    // Both also read a variable, so that the child does not.
     knarr_fs::failpoint!("run.clone");
+    crate::weak::off("");
     let mut ours = Some(ours);
     let cannot = |cause| Error::Prepare {
         what: "cannot make the container's process".to_owned(),

@@ -48,6 +48,7 @@ pub mod process;
 pub mod seal;
 mod step;
 pub mod user;
+pub mod weak;
 
 pub use capability::Capability;
 pub use error::{Error, Result};

@@ -8,9 +8,9 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Outcome, send_with, set_groups};
-use crate::init;
 use crate::prepare::Prepared;
 use crate::step::{Fault, Message, Step};
+use crate::{init, weak};
 
 /// Whether there is a program to start: who creates shall hear of it, not only who starts.
 pub(super) fn find_program(process: &Prepared, cwd: BorrowedFd<'_>) -> Result<(), Fault> {
@@ -126,9 +126,13 @@ pub(crate) fn finish(
         .map_err(Failure::of("setresuid"))
         .map_err(Fault::at(Step::User))?;
     // As the user, who may not be allowed in; by handle, so it cannot be outside.
-    rustix::process::fchdir(cwd)
-        .map_err(Failure::of("fchdir"))
-        .map_err(Fault::at(Step::EnterCwd))?;
+    if weak::off("cwd") {
+        rustix::process::chdir(&process.cwd.path)
+    } else {
+        rustix::process::fchdir(cwd)
+    }
+    .map_err(Failure::of("fchdir"))
+    .map_err(Fault::at(Step::EnterCwd))?;
     if let Some(capabilities) = &process.capabilities {
         rustix::thread::set_capabilities(None, capabilities.sets)
             .map_err(Failure::of("capset"))
@@ -144,7 +148,9 @@ pub(crate) fn finish(
         }
     }
     rustix::process::umask(process.umask);
-    sys_child::close_on_exec_from(3 + rest.preserve).map_err(Fault::at(Step::CloseFiles))?;
+    if !weak::off("files") {
+        sys_child::close_on_exec_from(3 + rest.preserve).map_err(Fault::at(Step::CloseFiles))?;
+    }
     for fd in 3..3 + rest.preserve {
         sys_child::keep_on_exec(fd).map_err(Fault::at(Step::CloseFiles))?;
     }

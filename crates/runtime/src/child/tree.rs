@@ -16,6 +16,7 @@ use super::Outcome;
 use crate::plan::Plan;
 use crate::prepare::{Device, DeviceSource, Mount, Place, Source, Tree, propagation};
 use crate::step::{Fault, Step};
+use crate::weak;
 
 /// Puts the detached root where it will be found: over the old one (paths from `/` still lead
 /// through that), or at its own place on the host.
@@ -63,7 +64,17 @@ pub(crate) fn open(
     flags: OFlags,
     resolve: ResolveFlags,
 ) -> Outcome<OwnedFd> {
-    let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut path = path;
+    if weak::off("paths") {
+        // As string concatenation would: links lead wherever they say.
+        resolve = ResolveFlags::empty();
+        path = match path.to_bytes_with_nul().split_first() {
+            Some((b'/', [0])) => c".",
+            Some((b'/', rest)) => CStr::from_bytes_with_nul(rest).unwrap_or(path),
+            _ => path,
+        };
+    }
     loop {
         match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             // A rename somewhere in the system raced with the walk (openat2(2)).
@@ -416,6 +427,10 @@ pub(super) fn mask(root: BorrowedFd<'_>, tree: &Tree) -> Result<(), Fault> {
                 }
                 Some(first) => again(first.as_fd(), target.as_fd()).map_err(&at)?,
             }
+        } else if weak::off("null") {
+            let null = open(root, c"/dev/null", OFlags::PATH, ResolveFlags::empty());
+            null.and_then(|null| again(null.as_fd(), target.as_fd()))
+                .map_err(&at)?;
         } else if let Some(null) = &tree.null {
             if null_moved {
                 again(null.as_fd(), target.as_fd()).map_err(&at)?;
