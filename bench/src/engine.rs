@@ -11,7 +11,7 @@ use knarr_testkit::{binary, fixture, target, wait_for};
 const RUN: &str = "run";
 
 /// One container engine's command line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Engine {
     /// `knarr`, `docker` or `podman`.
     pub(crate) name: &'static str,
@@ -22,6 +22,23 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
+    /// A program with the words that come before each command.
+    pub(crate) fn new(name: &'static str, program: &str, globals: &[&str]) -> Self {
+        Self {
+            name,
+            program: PathBuf::from(program),
+            globals: globals.iter().map(|&word| word.to_owned()).collect(),
+            extra: &[],
+        }
+    }
+
+    /// The same with another `--root`.
+    pub(crate) fn with_root(mut self, root: &Path) -> Self {
+        self.globals
+            .extend(["--root".to_owned(), root.display().to_string()]);
+        self
+    }
+
     /// A command line, not started, output thrown away.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
@@ -82,14 +99,7 @@ impl Engines {
         ensure!(mounted.success(), "cannot mount a tmpfs: {mounted}");
         let volatile = |name: &str| run.join(name).display().to_string();
         let socket = format!("unix://{}", at("docker.sock"));
-        let dockerd = Command::new("unshare")
-            .args([
-                "--net",
-                "sh",
-                "-c",
-                "ip link set lo up; exec \"$0\" \"$@\"",
-                "dockerd",
-            ])
+        let dockerd = Command::new("dockerd")
             .args([
                 "--data-root",
                 &at("docker/data"),
@@ -181,6 +191,25 @@ impl Engines {
             }
         }
         Ok(())
+    }
+
+    /// dockerd and its containerd.
+    pub(crate) fn daemons(&self) -> Vec<u32> {
+        let parent = self.dockerd.id();
+        let mut found = vec![parent];
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let is_child = status
+                .lines()
+                .filter_map(|line| line.strip_prefix("PPid:"))
+                .any(|ppid| ppid.trim().parse() == Ok(parent));
+            let pid = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok());
+            found.extend(pid.filter(|_| is_child));
+        }
+        found
     }
 
     /// The folder whose space the engines use.

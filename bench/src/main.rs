@@ -10,8 +10,7 @@
 )]
 
 mod engine;
-mod images;
-mod load;
+mod image;
 mod memory;
 mod oci;
 mod sample;
@@ -48,15 +47,28 @@ const BENCHMARKS: &[Benchmark] = &[
         "private memory (PSS) per idle container, 200 of them",
         memory::idle,
     ),
+    ("pull", "pull of a realistic image, cold", image::pull),
+    (
+        "update",
+        "pull of it when its last layer changed",
+        image::update,
+    ),
+    ("layered", "pull of 60 small layers", image::layered),
+    ("push", "push of it to an empty registry", image::push),
     (
         "load",
         "load and rmi of an image of about 850 MB and 50,000 files",
-        load::load,
+        image::load,
     ),
-    ("save", "save of the same", images::save),
-    ("commit", "commit of 500 MB", images::commit),
-    ("copy", "image copy beside skopeo", images::copy),
-    ("check", "system check beside sha256sum", images::check),
+    ("save", "save of the same", image::save),
+    ("commit", "commit of 500 MB", image::commit),
+    ("copy", "image copy beside skopeo", image::copy),
+    ("check", "system check beside sha256sum", image::check),
+];
+
+/// What `image` stands for.
+const IMAGE: &[&str] = &[
+    "pull", "update", "layered", "push", "load", "save", "commit", "copy", "check",
 ];
 
 fn usage() -> String {
@@ -64,7 +76,8 @@ fn usage() -> String {
     for (name, about, _) in BENCHMARKS {
         text.push_str(&format!("  {name:<8} {about}\n"));
     }
-    text + "  oci      knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
+    text + "  image    pull, update, layered, push, load, save, commit, copy and check\n  \
+            oci      knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
             Without WHAT: run and exec."
 }
 
@@ -80,17 +93,21 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let what = match args.as_slice() {
+        [] => vec!["run", "exec"],
+        [all] if all == "image" => IMAGE.to_vec(),
+        some => some.iter().map(String::as_str).collect(),
+    };
     if std::env::var_os("KNARR_BENCH_INSIDE").is_none() {
+        // Debian's mirror is out of reach from there.
+        if what.iter().any(|name| IMAGE.contains(name)) {
+            image::prepare()?;
+        }
         return enter_namespaces(&args);
     }
     if args == ["oci"] {
         return oci::run();
     }
-    let what = if args.is_empty() {
-        vec!["run", "exec"]
-    } else {
-        args.iter().map(String::as_str).collect()
-    };
     let known = |name: &&str| BENCHMARKS.iter().find(|(known, ..)| known == name);
     if let Some(unknown) = what.iter().find(|name| known(name).is_none()) {
         bail!("`{unknown}` is not a benchmark\n\n{}", usage());

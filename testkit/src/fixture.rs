@@ -156,6 +156,100 @@ pub fn large_image() -> Result<PathBuf> {
     })
 }
 
+/// An image as people have them, `realistic:1`, as an OCI layout: Debian, Python with what science
+/// uses and a compiler, Node with its tools, and an application. Four layers, about 1 GB in 55,000 files, 290 MB
+/// compressed. Beside it `realistic:2`, whose last layer differs in one file.
+///
+/// # Errors
+/// As [`debian_rootfs`].
+pub fn realistic_layouts() -> Result<[PathBuf; 2]> {
+    let base = debian_rootfs()?;
+    let python = extracted(
+        "realistic-python.tar",
+        "python3-dev,python3-numpy,python3-pandas,python3-sympy,python3-django,g++,git",
+    )?;
+    let node = extracted(
+        "realistic-node.tar",
+        "npm,nodejs,webpack,node-typescript,eslint",
+    )?;
+    let build = |path: &Path, version: u8| -> Result<()> {
+        let tree = path.with_extension("tree");
+        std::fs::create_dir_all(tree.join("srv/app"))?;
+        let status = Command::new("tar")
+            .arg("-xf")
+            .arg(&python)
+            .arg("-C")
+            .arg(tree.join("srv/app"))
+            .arg("./usr/lib/python3/dist-packages/django")
+            .status()?;
+        ensure!(status.success(), "tar -x failed: {status}");
+        std::fs::write(tree.join("srv/app/version"), format!("{version}\n"))?;
+        let app = path.with_extension("app.tar");
+        tar_folder(&tree, &app)?;
+        let mut image = ImageBuilder::new(&format!("realistic:{version}"))
+            .config(json!({"Cmd": ["true"]}))
+            .gzip(6);
+        for tar in [&base, &python, &node, &app] {
+            image = image.layer(std::fs::read(tar)?);
+        }
+        image.write_layout(path)?;
+        std::fs::remove_dir_all(&tree)?;
+        std::fs::remove_file(&app)?;
+        Ok(())
+    };
+    Ok([
+        once("realistic-1", |path| build(path, 1))?,
+        once("realistic-2", |path| build(path, 2))?,
+    ])
+}
+
+/// Files of Debian packages and of what they depend on, not configured.
+fn extracted(name: &str, packages: &str) -> Result<PathBuf> {
+    once(name, |tar| {
+        let output = Command::new("mmdebstrap")
+            .args(["--variant=extract", "--quiet"])
+            .arg(format!("--include={packages}"))
+            .arg("bookworm")
+            .arg(tar)
+            .output()
+            .context("mmdebstrap is missing: install Debian's package mmdebstrap")?;
+        ensure!(
+            output.status.success(),
+            "mmdebstrap failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    })
+}
+
+/// `layered:1` as an OCI layout: busybox and on top of it `count` - 1 layers of 20 files, 8 KB each.
+///
+/// # Errors
+/// As [`busybox_rootfs`].
+pub fn layered_layout(count: usize) -> Result<PathBuf> {
+    let rootfs = busybox_rootfs()?;
+    once(&format!("layered-{count}"), |path| {
+        let tree = path.with_extension("tree");
+        let tar = path.with_extension("layer.tar");
+        let mut image = busybox(&rootfs)?;
+        image.name = "layered:1".to_owned();
+        for layer in 1..count {
+            std::fs::create_dir_all(tree.join("srv"))?;
+            for file in 0..20 {
+                let line = format!("{layer} {file} {}\n", layer * 7919 + file * 104_729);
+                let text = line.repeat(8192 / line.len());
+                std::fs::write(tree.join(format!("srv/{layer}-{file}")), text)?;
+            }
+            tar_folder(&tree, &tar)?;
+            image = image.layer(std::fs::read(&tar)?);
+            std::fs::remove_dir_all(&tree)?;
+        }
+        std::fs::remove_file(&tar)?;
+        image.write_layout(path)?;
+        Ok(())
+    })
+}
+
 /// Makes `target/fixtures/<name>` once, whoever asks first; a lock keeps the others waiting.
 fn once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = crate::target().join("fixtures");

@@ -18,6 +18,8 @@ pub struct ImageBuilder {
     pub config: Value,
     /// Go's name of the architecture.
     pub architecture: String,
+    /// gzip's level, 1 to 9.
+    pub gzip: u32,
 }
 
 impl ImageBuilder {
@@ -31,6 +33,7 @@ impl ImageBuilder {
                 "aarch64" => "arm64".to_owned(),
                 _ => "amd64".to_owned(),
             },
+            gzip: 1,
         }
     }
 
@@ -38,6 +41,13 @@ impl ImageBuilder {
     #[must_use]
     pub fn layer(mut self, tar: Vec<u8>) -> Self {
         self.layers.push(tar);
+        self
+    }
+
+    /// Sets gzip's level: 1 where it only has to be gzip.
+    #[must_use]
+    pub fn gzip(mut self, level: u32) -> Self {
+        self.gzip = level;
         self
     }
 
@@ -64,7 +74,8 @@ impl ImageBuilder {
         let mut layers = Vec::new();
         for tar in &self.layers {
             diff_ids.push(format!("sha256:{}", sha256(tar)));
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            let level = flate2::Compression::new(self.gzip);
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), level);
             gzip.write_all(tar)?;
             let bytes = gzip.finish()?;
             layers.push(json!({

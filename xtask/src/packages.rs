@@ -66,6 +66,8 @@ pub(crate) const BENCH: &[Package] = &[
     ("mmdebstrap", "/usr/bin/mmdebstrap"),
     ("busybox-static", "/bin/busybox"),
     ("docker.io", "/usr/sbin/dockerd"),
+    ("docker-registry", "/usr/bin/docker-registry"),
+    ("skopeo", "/usr/bin/skopeo"),
     ("containerd", "/usr/bin/containerd"),
     ("runc", "/usr/sbin/runc"),
     ("crun", "/usr/bin/crun"),

@@ -219,11 +219,11 @@ fn apply(inode: &Inode, node: &Node) -> Result<()> {
         uid,
         gid,
         mtime,
-        xattrs,
+        ..
     } = &node.meta;
     inode.set_owner(*uid, *gid)?;
-    for (name, value) in xattrs {
-        let Ok(name) = CString::new(&name[..]) else {
+    for (name, value) in node.meta.xattrs() {
+        let Ok(name) = CString::new(name) else {
             continue;
         };
         match inode.set_xattr(&name, value) {

@@ -1,15 +1,12 @@
 //! A tree to the bytes of its index.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
 use super::Error;
 use super::crc32c::crc32c;
 use super::format::*;
-use crate::tree::{
-    Content, Device, Dir, File, Kind, Meta, Node, NodeId, Sources, Time, Tree, Xattrs,
-};
+use crate::tree::{Content, Device, Dir, File, Kind, Meta, Node, NodeId, Sources, Time, Tree};
 
 /// [`BLOCK`] as a length in memory.
 const BLOCK_LEN: usize = 512;
@@ -19,19 +16,27 @@ const BLOCKS_MAX: u64 = u32::MAX as u64;
 const SPARSE_CHUNKS: u64 = 1 << 16;
 const SPARSE_CHUNK_BITS: u8 = 3;
 
-/// An index, ready to be written.
+/// An index, ready to be written. What has a place in it is known; the bytes are made while they
+/// are written, so that a large tree is in memory once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// Everything but copied data: superblock, inodes, directories.
+pub struct Plan<'t> {
+    tree: &'t Tree,
+    tar_size: u64,
+    epoch: Time,
+    /// Superblock and device table: what comes before the inodes.
     head: Vec<u8>,
-    /// File data to copy behind that.
-    copies: Vec<Copy>,
+    /// Where `..` of each node leads.
+    parents: Vec<NodeId>,
+    /// The inode number of each node.
+    numbers: Vec<u32>,
+    /// Where the blocks of directories and long symlinks begin, and the copied data behind them.
+    first_block: u64,
+    first_copied: u64,
     /// The size of the whole index in bytes.
     size: u64,
 }
 
 /// Bytes to copy from a source into the index.
-#[derive(Debug, Clone, PartialEq, Eq)]
 struct Copy {
     source: usize,
     from: u64,
@@ -44,80 +49,174 @@ struct Copy {
 ///
 /// # Errors
 /// [`Error::TooLarge`] beyond 2 TiB of tar or of copied data.
-pub fn plan(tree: &Tree, tar_size: u64, uuid: [u8; 16], tag: &[u8; 64]) -> Result<Plan, Error> {
+pub fn plan<'t>(
+    tree: &'t Tree,
+    tar_size: u64,
+    uuid: [u8; 16],
+    tag: &[u8; 64],
+) -> Result<Plan<'t>, Error> {
     let tar_blocks = blocks("a tar", tar_size)?;
-    let epoch = usual_mtime(tree);
-    let mut shapes = Vec::with_capacity(tree.len());
-    let mut inodes_end = INODES;
-    let parents = parents(tree);
-    for ((id, node), parent) in tree.nodes().zip(parents) {
-        let mut shape = Shape::of(node, [id, parent], tree, tar_size, epoch)?;
-        shape.place(&mut inodes_end);
-        shapes.push(shape);
+    let mut plan = Plan {
+        tree,
+        tar_size,
+        epoch: usual_mtime(tree),
+        head: vec![0; inline(INODES)],
+        parents: parents(tree),
+        numbers: Vec::with_capacity(tree.len()),
+        first_block: 0,
+        first_copied: 0,
+        size: 0,
+    };
+    let mut numbers = Vec::with_capacity(tree.len());
+    let (mut outside, mut copied) = (0, 0u64);
+    let mut end = INODES;
+    for shape in plan.shapes() {
+        let mut shape = shape?;
+        shape.place(&mut end);
+        let number = u32::try_from(shape.nid()).map_err(|_| too_large("an index", end))?;
+        numbers.push(number);
+        outside += shape.outside().div_ceil(BLOCK);
+        copied = copied.saturating_add(shape.copied());
     }
-    // Blocks of directories and long symlinks, then copied data.
-    let mut next_block = inodes_end.div_ceil(BLOCK);
-    for shape in &mut shapes {
-        if let Body::Bytes(bytes) = &shape.body {
-            let outside = bytes.len() as u64 - shape.inline_tail;
-            shape.first_block = next_block;
-            next_block += outside.div_ceil(BLOCK);
-        }
-    }
-    let head_len = next_block * BLOCK;
-    let mut copies = Vec::new();
-    for shape in &mut shapes {
-        if let Body::Chunks { map, .. } = &mut shape.body {
-            map.place(&mut next_block, &mut copies);
-        }
-    }
-    let size = next_block * BLOCK;
-    blocks("an index", size)?;
-    let mut head = vec![0; usize::try_from(head_len).map_err(|_| too_large("an index", size))?];
-    for ((id, node), shape) in tree.nodes().zip(&shapes) {
-        shape.write(node, id, &shapes, &mut head);
-    }
+    plan.numbers = numbers;
+    plan.first_block = end.div_ceil(BLOCK);
+    plan.first_copied = plan.first_block + outside;
+    let all = plan.first_copied.saturating_add(copied);
+    plan.size = all.saturating_mul(BLOCK);
+    blocks("an index", plan.size)?;
     Super {
-        root: shapes.first().map_or(0, Shape::nid),
+        root: plan.numbers.first().copied().map_or(0, u64::from),
         inodes: tree.len() as u64,
-        blocks: next_block,
+        blocks: all,
         tar_blocks,
-        epoch,
+        epoch: plan.epoch,
         uuid,
         tag,
     }
-    .write(&mut head);
-    Ok(Plan { head, copies, size })
+    .write(&mut plan.head);
+    Ok(plan)
 }
 
-impl Plan {
+impl Plan<'_> {
+    /// What each node becomes, not placed yet.
+    fn shapes(&self) -> impl Iterator<Item = Result<Shape, Error>> {
+        let nodes = self.tree.nodes().zip(&self.parents);
+        nodes.map(|((id, node), parent)| {
+            Shape::of(node, [id, *parent], self.tree, self.tar_size, self.epoch)
+        })
+    }
+
     /// Writes the index into an empty file. Holes stay holes.
     ///
     /// # Errors
     /// As pread(2) on the sources and pwrite(2) and ftruncate(2) on `out`.
     pub fn write(&self, sources: &Sources, out: &fs::File) -> Result<(), Error> {
-        let write = |error| Error::Io("write the index", error);
-        out.write_all_at(&self.head, 0).map_err(write)?;
-        let mut buffer = vec![0; if self.copies.is_empty() { 0 } else { 128 << 10 }];
-        for copy in &self.copies {
-            let mut done = 0;
-            while done < copy.len {
-                let part = usize::try_from(copy.len - done)
-                    .map_or(buffer.len(), |left| left.min(buffer.len()));
-                let chunk = &mut buffer[..part];
-                sources
-                    .read_at(copy.source, copy.from + done, chunk)
-                    .map_err(|error| Error::Io("read a file's data to copy", error))?;
-                out.write_all_at(chunk, copy.to + done).map_err(write)?;
-                done += part as u64;
+        let mut inodes = Region::new(out, 0);
+        inodes.bytes(&self.head)?;
+        let mut outside = Region::new(out, self.first_block * BLOCK);
+        let (mut next_block, mut next_copied) = (self.first_block, self.first_copied);
+        let mut end = INODES;
+        for (shape, (id, node)) in self.shapes().zip(self.tree.nodes()) {
+            let mut shape = shape?;
+            shape.place(&mut end);
+            shape.first_block = next_block;
+            next_block += shape.outside().div_ceil(BLOCK);
+            if let Body::Chunks { map, .. } = &mut shape.body {
+                let mut copies = Vec::new();
+                map.place(&mut next_copied, &mut copies);
+                for copy in copies {
+                    copy.apply(sources, out)?;
+                }
+            }
+            if let (Kind::Dir(_), Body::Bytes(bytes)) = (&node.kind, &mut shape.body) {
+                number_dirents(bytes, &self.numbers);
+            }
+            inodes.skip_to(shape.offset)?;
+            inodes.bytes(&shape.inode(node, id))?;
+            if let Body::Bytes(bytes) = &shape.body {
+                outside.skip_to(shape.first_block * BLOCK)?;
+                outside.bytes(bytes.get(..inline(shape.outside())).unwrap_or_default())?;
             }
         }
-        out.set_len(self.size).map_err(write)
+        inodes.flush()?;
+        outside.flush()?;
+        out.set_len(self.size).map_err(unwritten)
     }
 
     /// The size of the index in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+}
+
+fn unwritten(error: std::io::Error) -> Error {
+    Error::Io("write the index", error)
+}
+
+impl Copy {
+    fn apply(&self, sources: &Sources, out: &fs::File) -> Result<(), Error> {
+        let mut buffer = vec![0; inline(self.len).min(128 << 10)];
+        let mut done = 0;
+        while done < self.len {
+            let part = usize::try_from(self.len - done)
+                .map_or(buffer.len(), |left| left.min(buffer.len()));
+            let chunk = &mut buffer[..part];
+            sources
+                .read_at(self.source, self.from + done, chunk)
+                .map_err(|error| Error::Io("read a file's data to copy", error))?;
+            out.write_all_at(chunk, self.to + done).map_err(unwritten)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A part of the index that is written from its beginning to its end.
+struct Region<'f> {
+    out: &'f fs::File,
+    /// Where the first byte of `buffer` goes.
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'f> Region<'f> {
+    /// What is collected before it is written, in bytes.
+    const PIECE: usize = 256 << 10;
+
+    fn new(out: &'f fs::File, at: u64) -> Self {
+        Self {
+            out,
+            at,
+            buffer: Vec::with_capacity(Self::PIECE),
+        }
+    }
+
+    /// Zeros up to a byte that is less than a block away.
+    fn skip_to(&mut self, offset: u64) -> Result<(), Error> {
+        let len = offset.saturating_sub(self.at);
+        self.buffer.resize(inline(len).max(self.buffer.len()), 0);
+        self.flush_full()
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.buffer.extend_from_slice(bytes);
+        self.flush_full()
+    }
+
+    fn flush_full(&mut self) -> Result<(), Error> {
+        match self.buffer.len() >= Self::PIECE {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.out
+            .write_all_at(&self.buffer, self.at)
+            .map_err(unwritten)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
     }
 }
 
@@ -179,7 +278,7 @@ impl Shape {
             && u32::try_from(size).is_ok();
         Ok(Self {
             extended: !compact,
-            xattrs: xattrs(&node.meta.xattrs, opaque)?,
+            xattrs: xattrs(&node.meta, opaque)?,
             body,
             inline_tail: 0,
             offset: 0,
@@ -211,8 +310,7 @@ impl Shape {
         let tail = match &self.body {
             Body::Bytes(bytes) => bytes.len() as u64 % BLOCK,
             Body::Chunks { map, .. } => {
-                let indexes = (self.offset + fixed).next_multiple_of(CHUNK_INDEX_LEN);
-                *end = indexes + map.chunks.len() as u64 * CHUNK_INDEX_LEN;
+                *end = self.chunk_indexes() + map.chunks.len() as u64 * CHUNK_INDEX_LEN;
                 return;
             }
             Body::Nothing => 0,
@@ -231,7 +329,24 @@ impl Shape {
         *end = self.offset + fixed + self.inline_tail;
     }
 
-    fn write(&self, node: &Node, id: NodeId, shapes: &[Self], head: &mut [u8]) {
+    /// How many bytes stand in blocks of their own.
+    fn outside(&self) -> u64 {
+        match &self.body {
+            Body::Bytes(bytes) => bytes.len() as u64 - self.inline_tail,
+            _ => 0,
+        }
+    }
+
+    /// How many blocks of data are copied.
+    fn copied(&self) -> u64 {
+        match &self.body {
+            Body::Chunks { map, .. } => map.copied.iter().map(|chunk| chunk.blocks).sum(),
+            _ => 0,
+        }
+    }
+
+    /// The inode and what stands right behind it: attributes, chunk indexes, a tail.
+    fn inode(&self, node: &Node, id: NodeId) -> Vec<u8> {
         let (layout, size, union) = match &self.body {
             Body::Nothing => (FLAT_PLAIN, 0, device_number(&node.kind)),
             Body::Bytes(bytes) => {
@@ -261,7 +376,15 @@ impl Shape {
             // 4-byte units, of which the header counts as one.
             len => u16::try_from((len - XATTR_HEADER_LEN) / 4 + 1).unwrap_or(u16::MAX),
         };
-        let mut out = Out::at(head, self.offset);
+        let behind = match &self.body {
+            Body::Chunks { map, .. } => {
+                self.chunk_indexes() - self.offset - self.fixed_len()
+                    + map.chunks.len() as u64 * CHUNK_INDEX_LEN
+            }
+            _ => self.inline_tail,
+        };
+        let mut bytes = vec![0; inline(self.fixed_len() + behind)];
+        let mut out = Out::at(&mut bytes, 0);
         out.u16(format);
         out.u16(xattr_count);
         out.u16(mode | format_bits(&node.kind));
@@ -291,18 +414,11 @@ impl Shape {
         out.bytes(&self.xattrs);
         match &self.body {
             Body::Nothing => {}
-            Body::Bytes(bytes) => {
-                let mut bytes = bytes.clone();
-                if let Kind::Dir(_) = node.kind {
-                    number_dirents(&mut bytes, shapes);
-                }
-                let (whole, tail) = bytes.split_at(bytes.len() - inline(self.inline_tail));
-                out.bytes(tail);
-                Out::at(head, self.first_block * BLOCK).bytes(whole);
+            Body::Bytes(body) => {
+                out.bytes(body.get(inline(self.outside())..).unwrap_or_default());
             }
             Body::Chunks { map, .. } => {
-                let start = (self.offset + self.fixed_len()).next_multiple_of(CHUNK_INDEX_LEN);
-                let mut out = Out::at(head, start);
+                let mut out = Out::at(&mut bytes, self.chunk_indexes() - self.offset);
                 for (device, block) in &map.chunks {
                     out.u16(0);
                     out.u16(*device);
@@ -310,6 +426,12 @@ impl Shape {
                 }
             }
         }
+        bytes
+    }
+
+    /// Where a regular file's chunk indexes begin.
+    fn chunk_indexes(&self) -> u64 {
+        (self.offset + self.fixed_len()).next_multiple_of(CHUNK_INDEX_LEN)
     }
 }
 
@@ -454,15 +576,14 @@ fn block_number(block: u64) -> u32 {
 
 /// The most frequent modification time, the earliest of equals: inodes that have it may be compact.
 fn usual_mtime(tree: &Tree) -> Time {
-    let mut counts: BTreeMap<Time, usize> = BTreeMap::new();
-    for (_, node) in tree.nodes() {
-        *counts.entry(node.meta.mtime).or_default() += 1;
-    }
-    let most = counts.values().copied().max().unwrap_or(0);
-    counts
-        .into_iter()
-        .find(|(_, count)| *count == most)
-        .map_or_else(Time::default, |(time, _)| time)
+    let mut times: Vec<Time> = tree.nodes().map(|(_, node)| node.meta.mtime).collect();
+    times.sort_unstable();
+    let runs = times.chunk_by(|a, b| a == b);
+    // Of equals this finds the last, so they are gone through from the end.
+    let longest = runs.rev().max_by_key(|run| run.len());
+    longest
+        .and_then(|run| run.first().copied())
+        .unwrap_or_default()
 }
 
 fn file_type(kind: &Kind) -> u8 {
@@ -504,7 +625,7 @@ fn parents(tree: &Tree) -> Vec<NodeId> {
     let mut parents = vec![NodeId::ROOT; tree.len()];
     for (id, node) in tree.nodes() {
         if let Kind::Dir(dir) = &node.kind {
-            for child in dir.entries.values() {
+            for (_, child) in dir.entries.iter() {
                 if let Some(parent) = parents.get_mut(child.index()) {
                     *parent = id;
                 }
@@ -520,7 +641,7 @@ fn dirents(dir: &Dir, [this, parent]: [NodeId; 2], tree: &Tree) -> Vec<u8> {
     let mut names: Vec<(&[u8], NodeId, u8)> = dir
         .entries
         .iter()
-        .map(|(name, id)| (&name[..], *id, file_type(&tree.node(*id).kind)))
+        .map(|(name, id)| (name, id, file_type(&tree.node(id).kind)))
         .collect();
     for (dots, id) in [(&b"."[..], this), (b"..", parent)] {
         let place = names.partition_point(|(name, ..)| *name < dots);
@@ -557,7 +678,7 @@ fn dirents(dir: &Dir, [this, parent]: [NodeId; 2], tree: &Tree) -> Vec<u8> {
 }
 
 /// Replaces node ids by inode numbers.
-fn number_dirents(data: &mut [u8], shapes: &[Shape]) {
+fn number_dirents(data: &mut [u8], numbers: &[u32]) {
     for block in data.chunks_mut(BLOCK_LEN) {
         let names_begin = block
             .get(8..10)
@@ -567,7 +688,10 @@ fn number_dirents(data: &mut [u8], shapes: &[Shape]) {
         for entry in entries.as_chunks_mut::<DIRENT_LEN>().0 {
             if let Some(number) = entry.first_chunk_mut::<8>() {
                 let id = usize::try_from(u64::from_le_bytes(*number)).unwrap_or(usize::MAX);
-                *number = shapes.get(id).map_or(0, Shape::nid).to_le_bytes();
+                *number = numbers
+                    .get(id)
+                    .map_or(0, |nid| u64::from(*nid))
+                    .to_le_bytes();
             }
         }
     }
@@ -580,11 +704,10 @@ fn short(value: usize) -> u16 {
 
 /// The attributes as they follow an inode: a header without shared ones, then entries of name
 /// length, prefix number, value size, rest of the name, value, each padded to 4 bytes.
-fn xattrs(xattrs: &Xattrs, opaque: bool) -> Result<Vec<u8>, Error> {
+fn xattrs(meta: &Meta, opaque: bool) -> Result<Vec<u8>, Error> {
     let mut out = Vec::new();
     let opaque = opaque.then_some(OPAQUE);
-    let all = xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
-    for (name, value) in all.chain(opaque) {
+    for (name, value) in meta.xattrs().chain(opaque) {
         let Some((index, rest)) = XATTR_PREFIXES
             .iter()
             .find_map(|(index, prefix)| Some((*index, name.strip_prefix(*prefix)?)))

@@ -1,7 +1,7 @@
 //! An index back to inodes and a tree.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -9,7 +9,7 @@ use super::Error;
 use super::crc32c::crc32c;
 use super::format::*;
 use crate::tree::{
-    Content, Device, Dir, File, Kind, Meta, Node, NodeId, Piece, Time, Tree, Xattrs,
+    self, Content, Device, Dir, Entries, File, Kind, Meta, Node, NodeId, Piece, Time, Tree, Xattrs,
 };
 
 /// An open index. It reads what [`plan`](super::plan) writes, not every EROFS image; damage is an
@@ -304,10 +304,10 @@ impl Index {
             minor: (inode.union & 0xff) | ((inode.union >> 12) & 0xf_ff00),
         };
         let kind = match inode.mode & S_IFMT {
-            S_IFDIR => Kind::Dir(Dir {
-                entries: BTreeMap::new(),
+            S_IFDIR => Kind::Dir(Box::new(Dir {
+                entries: Entries::default(),
                 opaque,
-            }),
+            })),
             S_IFREG => Kind::File(self.content(inode, sources)?),
             S_IFLNK => Kind::Symlink(self.bytes(inode)?.into()),
             S_IFCHR if inode.is_whiteout() => Kind::Whiteout,
@@ -323,7 +323,7 @@ impl Index {
                 uid: inode.uid,
                 gid: inode.gid,
                 mtime: inode.mtime,
-                xattrs,
+                xattrs: tree::boxed(xattrs),
             },
             links: inode.links,
             kind,
@@ -417,7 +417,7 @@ impl Index {
                 continue;
             };
             if let Kind::Dir(dir) = &mut parent.kind {
-                dir.entries.insert(name, id);
+                dir.entries.insert(&name, id);
             }
         }
         Ok(Tree::from_nodes(nodes))

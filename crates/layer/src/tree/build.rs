@@ -1,10 +1,8 @@
 //! Members in, a tree out.
 
-use std::collections::BTreeMap;
-
 use super::{
-    Below, Content, Device, Dir, Error, File, Kind, Meta, Node, NodeId, Piece, Sources, Tree,
-    Xattrs,
+    Below, Content, Device, Dir, Entries, Error, File, Kind, Meta, Node, NodeId, Piece, Sources,
+    Tree, Xattrs,
 };
 use crate::tar::{self, Member, show};
 
@@ -173,7 +171,7 @@ impl<'a> Builder<'a> {
             }
         }
         if let Kind::Dir(root) = &mut self.root_mut().kind {
-            root.entries.retain(|name, _| !name.starts_with(AUFS));
+            root.entries.retain(|name| !name.starts_with(AUFS));
             if root.opaque {
                 self.self_contained = false;
                 self.hide_all_below()?;
@@ -242,14 +240,14 @@ impl<'a> Builder<'a> {
 
     fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
         match &self.nodes[dir.index()].kind {
-            Kind::Dir(dir) => dir.entries.get(name).copied(),
+            Kind::Dir(dir) => dir.entries.get(name),
             _ => None,
         }
     }
 
     fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
         if let Kind::Dir(dir) = &mut self.nodes[dir.index()].kind {
-            dir.entries.insert(name.into(), id);
+            dir.entries.insert(name, id);
         }
     }
 
@@ -510,7 +508,7 @@ impl<'a> Builder<'a> {
             uid: id("owner", member.uid)?,
             gid: id("group", member.gid)?,
             mtime: member.mtime,
-            xattrs: xattrs(member)?,
+            xattrs: super::boxed(xattrs(member)?),
         })
     }
 }
@@ -535,10 +533,10 @@ fn directory(meta: Meta, opaque: bool) -> Node {
     Node {
         meta,
         links: 0,
-        kind: Kind::Dir(Dir {
-            entries: BTreeMap::new(),
+        kind: Kind::Dir(Box::new(Dir {
+            entries: Entries::default(),
             opaque,
-        }),
+        })),
     }
 }
 
@@ -674,52 +672,62 @@ fn xattrs(member: &Member) -> Result<Xattrs, Error> {
     Ok(kept)
 }
 
-/// Numbers the reachable nodes in depth-first order of names and counts their links.
+/// Puts the reachable nodes into depth-first order of names and counts their links.
 fn in_order(mut nodes: Vec<Node>) -> Vec<Node> {
-    let mut number: Vec<Option<NodeId>> = vec![None; nodes.len()];
-    let mut order = Vec::with_capacity(nodes.len());
+    const NONE: u32 = u32::MAX;
+    let mut number = vec![NONE; nodes.len()];
+    let mut count = 0;
     let mut stack = vec![NodeId::ROOT];
     while let Some(id) = stack.pop() {
-        if number[id.index()].is_some() {
+        if number[id.index()] != NONE {
             continue;
         }
-        number[id.index()] = Some(NodeId(u32::try_from(order.len()).unwrap_or(u32::MAX)));
-        order.push(id);
+        number[id.index()] = count;
+        count += 1;
         if let Kind::Dir(dir) = &nodes[id.index()].kind {
-            stack.extend(dir.entries.values().rev());
+            stack.extend(dir.entries.iter().rev().map(|(_, id)| id));
         }
     }
-    let mut links = vec![0u32; order.len()];
-    for old in &order {
-        let new = number[old.index()].map_or(0, NodeId::index);
-        if let Kind::Dir(dir) = &mut nodes[old.index()].kind {
-            links[new] += 2;
-            for entry in dir.entries.values_mut() {
-                *entry = number[entry.index()].unwrap_or(NodeId::ROOT);
-            }
+    let reached = count as usize;
+    for number in number.iter_mut().filter(|number| **number == NONE) {
+        *number = count;
+        count += 1;
+    }
+    let mut links = vec![0u32; reached];
+    for at in 0..nodes.len() {
+        let new = number[at] as usize;
+        if new >= reached {
+            continue;
         }
-    }
-    let mut sorted: Vec<Node> = order
-        .iter()
-        .map(|id| std::mem::replace(&mut nodes[id.index()], directory(Meta::default(), false)))
-        .collect();
-    let mut directories = vec![false; sorted.len()];
-    for (is_dir, node) in directories.iter_mut().zip(&sorted) {
-        *is_dir = matches!(node.kind, Kind::Dir(_));
-    }
-    for (id, node) in sorted.iter().enumerate() {
-        if let Kind::Dir(dir) = &node.kind {
-            for entry in dir.entries.values() {
-                if directories[entry.index()] {
-                    links[id] += 1;
+        let mut subdirectories = 0;
+        let mut kind = std::mem::replace(&mut nodes[at].kind, Kind::Fifo);
+        if let Kind::Dir(dir) = &mut kind {
+            for entry in dir.entries.nodes_mut() {
+                let old = entry.index();
+                *entry = NodeId(number[old]);
+                // A directory whose turn it is just now is not below itself.
+                if matches!(nodes[old].kind, Kind::Dir(_)) {
+                    subdirectories += 1;
                 } else {
                     links[entry.index()] += 1;
                 }
             }
+            links[new] += 2 + subdirectories;
+        }
+        nodes[at].kind = kind;
+    }
+    // Each swap brings one node to its place.
+    for at in 0..nodes.len() {
+        while number[at] as usize != at {
+            let to = number[at] as usize;
+            nodes.swap(at, to);
+            number.swap(at, to);
         }
     }
-    for (node, links) in sorted.iter_mut().zip(links) {
+    nodes.truncate(reached);
+    nodes.shrink_to_fit();
+    for (node, links) in nodes.iter_mut().zip(links) {
         node.links = links;
     }
-    sorted
+    nodes
 }

@@ -9,6 +9,7 @@
 
 mod below;
 mod build;
+mod entries;
 mod error;
 mod sources;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 
 pub use below::Below;
 pub use build::{Builder, Built, Limits, Links};
+pub use entries::Entries;
 pub use error::Error;
 pub use sources::Sources;
 
@@ -58,8 +60,8 @@ pub struct Meta {
     pub gid: u32,
     /// Last modification.
     pub mtime: Time,
-    /// Extended attributes; never one of overlayfs' own.
-    pub xattrs: Xattrs,
+    /// Extended attributes, where there are any; never one of overlayfs' own.
+    pub xattrs: Option<Box<Xattrs>>,
 }
 
 impl Meta {
@@ -70,6 +72,17 @@ impl Meta {
             ..Self::default()
         }
     }
+
+    /// The extended attributes by name.
+    pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let all = self.xattrs.iter().flat_map(|xattrs| xattrs.iter());
+        all.map(|(name, value)| (&name[..], &value[..]))
+    }
+}
+
+/// Attributes as [`Meta`] has them.
+pub(crate) fn boxed(xattrs: Xattrs) -> Option<Box<Xattrs>> {
+    (!xattrs.is_empty()).then(|| Box::new(xattrs))
 }
 
 /// An inode: its metadata and what it is.
@@ -87,7 +100,7 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
-    Dir(Dir),
+    Dir(Box<Dir>),
     /// A regular file.
     File(File),
     /// A symbolic link and what it says (1 to 4095 bytes, no NUL).
@@ -108,7 +121,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dir {
     /// By name: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`.
-    pub entries: BTreeMap<Box<[u8]>, NodeId>,
+    pub entries: Entries,
     /// Hides everything that lower layers have in this directory (`trusted.overlay.opaque=y`).
     pub opaque: bool,
 }
@@ -201,8 +214,7 @@ impl Tree {
             Kind::Dir(dir) => Some(dir),
             _ => None,
         };
-        dir.into_iter()
-            .flat_map(|dir| dir.entries.iter().map(|(name, id)| (&name[..], *id)))
+        dir.into_iter().flat_map(|dir| dir.entries.iter())
     }
 
     /// All nodes with their ids.
@@ -225,7 +237,7 @@ impl Tree {
         path.split(|&byte| byte == b'/')
             .filter(|name| !name.is_empty())
             .try_fold(NodeId::ROOT, |id, name| match &self.node(id).kind {
-                Kind::Dir(dir) => dir.entries.get(name).copied(),
+                Kind::Dir(dir) => dir.entries.get(name),
                 _ => None,
             })
     }

@@ -207,9 +207,8 @@ fn overlayfs_own_attributes_and_device_are_never_obeyed() {
     let names = |path: &[u8]| -> Vec<String> {
         let node = built.tree.node(built.tree.find(path).unwrap());
         node.meta
-            .xattrs
-            .keys()
-            .map(|name| name.escape_ascii().to_string())
+            .xattrs()
+            .map(|(name, _)| name.escape_ascii().to_string())
             .collect()
     };
     assert_eq!(names(b"d"), ["user.fine"]);

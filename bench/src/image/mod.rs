@@ -1,0 +1,24 @@
+//! Images: Knarr beside docker, podman, containerd (`ctr`) and skopeo.
+
+mod keep;
+mod tool;
+mod transfer;
+
+pub(crate) use keep::{check, commit, load, save};
+pub(crate) use transfer::{copy, layered, pull, push, update};
+
+use anyhow::Result;
+use knarr_testkit::fixture;
+
+/// How often each tool does a thing.
+const ROUNDS: usize = 3;
+/// Of the image with many.
+const LAYERS: usize = 60;
+
+/// Makes the images, once.
+pub(crate) fn prepare() -> Result<()> {
+    fixture::realistic_layouts()?;
+    fixture::layered_layout(LAYERS)?;
+    fixture::large_image()?;
+    Ok(())
+}
