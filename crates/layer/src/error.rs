@@ -179,6 +179,11 @@ impl Explain for Error {
                 driver::Driver::ALL.map(driver::Driver::name).join(", ")
             )),
             Self::Fs(error) => error.hint(),
+            Self::Tree(tree::Error::TooLarge { .. }) => Some(
+                "a layer of so many files is refused to protect the machine; pull or load it while \
+                 nothing else is, or make the image with fewer files in a layer"
+                    .to_owned(),
+            ),
             Self::Tar(_) | Self::Tree(_) | Self::Erofs(_) | Self::Output(_) => None,
         }
     }

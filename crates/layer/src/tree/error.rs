@@ -52,9 +52,11 @@ pub enum Error {
         /// What it links to.
         target: String,
     },
-    /// The tree would take more memory than allowed.
+    /// The tree would take more memory than allowed, together with those of the layers that are
+    /// taken in at the same time.
     #[error(
-        "the layer has too many or too large entries: its tree takes more than {limit} bytes of memory"
+        "the layer has too many or too large entries: describing it, and the layers that come with it, \
+         takes more than {} MiB of memory", limit >> 20
     )]
     TooLarge {
         /// The limit, in bytes.
