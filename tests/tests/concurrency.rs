@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use knarr_testkit::{Knarr, Output, eventually, fixture};
+use knarr_testkit::{ImageBuilder, Knarr, Output, Registry, eventually, fixture, tar_folder};
 
 /// Runs command lines all at once; their results in order.
 fn at_once(knarr: &Knarr, lines: &[Vec<String>]) -> Result<Vec<Output>> {
@@ -177,5 +177,83 @@ fn a_removed_image_either_runs_or_is_missing() -> Result<()> {
         assert_eq!(knarr.ok(["images", "-q"])?, "");
     }
     clean(&knarr);
+    Ok(())
+}
+
+/// An image of busybox and a layer that tells its name.
+fn told(knarr: &Knarr, name: &str) -> Result<ImageBuilder> {
+    let dir = knarr.scratch().join(name);
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("name"), name)?;
+    let tar = dir.with_extension("tar");
+    tar_folder(&dir, &tar)?;
+    Ok(fixture::busybox(&fixture::busybox_rootfs()?)?.layer(std::fs::read(tar)?))
+}
+
+#[test]
+fn pulls_prunes_removals_and_runs_leave_each_other_what_they_need() -> Result<()> {
+    let knarr = Knarr::new()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let mut images = Vec::new();
+    for name in ["one", "two"] {
+        let layout = knarr.scratch().join(format!("{name}-layout"));
+        told(&knarr, name)?.write_layout(&layout)?;
+        registry.push_layout(&layout, name, "1")?;
+        images.push(format!("{}/{name}:1", registry.host()));
+    }
+    let images = (&images[0], &images[1]);
+    let calls = [
+        format!("pull -q {}", images.0),
+        format!("run --rm {} cat /name", images.1),
+        format!("rmi {}", images.0),
+        "image prune -a -f".to_owned(),
+        format!("pull -q {}", images.1),
+        "system df -v".to_owned(),
+        format!("run --rm {} cat /name", images.0),
+        "system prune -f".to_owned(),
+    ];
+    // Each goes round on its own, so that every pair meets.
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = calls
+            .iter()
+            .map(|call| {
+                let knarr = &knarr;
+                scope.spawn(move || -> Result<()> {
+                    for _ in 0..6 {
+                        let output = knarr.run(call.split(' '))?;
+                        let fine = match (call.as_str(), output.code) {
+                            (call, 0) if call.contains("df") => {
+                                output.stdout.ends_with("Unaccounted bytes: 0\n")
+                            }
+                            (call, 0) if call.contains("cat") => {
+                                ["one", "two"].contains(&output.text())
+                            }
+                            (_, 0) => true,
+                            (call, _) if call.starts_with("rmi") => {
+                                output.stderr.contains("o such image")
+                                    || output.stderr.contains("container")
+                            }
+                            _ => false,
+                        };
+                        assert!(fine, "{call}: {output:?}");
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let ended = workers.into_iter().map(|worker| worker.join());
+        ended
+            .map(|ended| ended.unwrap_or_else(|_| anyhow::bail!("a thread panicked")))
+            .collect::<Result<Vec<()>>>()
+    })?;
+    clean(&knarr);
+    let check = knarr.run(["system", "check"])?;
+    assert_eq!(check.code, 0, "{check:?}");
+    knarr.ok(["system", "prune", "-a", "-f"])?;
+    knarr.ok(["system", "empty-trash"])?;
+    for folder in ["layers/sha256", "blobs/sha256", "blobs/partial", "images"] {
+        let left: Vec<_> = std::fs::read_dir(knarr.root().join(folder))?.collect();
+        assert!(left.is_empty(), "{folder}: {left:?}");
+    }
     Ok(())
 }

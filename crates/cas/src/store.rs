@@ -1,6 +1,5 @@
 //! The folder of blobs.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -16,8 +15,14 @@ use crate::{Error, Hasher, Result};
 /// How long what came of a blob waits for the rest of it.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
-/// The lock file of [`Store::lease`], in `partial/`.
-const LEASE: &str = ".lease";
+/// Which partly fetched blobs a [sweep](Store::sweep) removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Partials {
+    /// Those that nobody went on with for a week.
+    Old,
+    /// Whatever nobody is at.
+    All,
+}
 
 /// The blobs below one data root. Cheap to open and clone; safe to use from many processes.
 #[derive(Debug, Clone)]
@@ -61,10 +66,18 @@ impl Store {
     /// # Errors
     /// When they cannot be written.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        Ok(self.put_and_hold(bytes)?.0)
+    }
+
+    /// [`put`](Self::put), and a [hold](Self::hold) on the blob, had before anybody could see it.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_and_hold(&self, bytes: &[u8]) -> Result<(Digest, Lock)> {
         let digest = Hasher::digest(bytes);
-        if self.contains(digest) {
+        if let Some(hold) = self.hold(digest)? {
             match self.read(digest, bytes.len().try_into().unwrap_or(u64::MAX)) {
-                Ok(_) => return Ok(digest),
+                Ok(_) => return Ok((digest, hold)),
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error),
             }
@@ -74,16 +87,71 @@ impl Store {
         writer.commit(Some(digest))
     }
 
+    /// Keeps a blob from being collected while it lives (a shared flock(2) on its file). `None`
+    /// where there is no such blob.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn hold(&self, digest: Digest) -> Result<Option<Lock>> {
+        Ok(Lock::share(&self.path(digest))?)
+    }
+
+    /// Makes a blob of a file that is whole, on the same file system, durably; gives a
+    /// [hold](Self::hold) on it. Its bytes are not looked at: who wrote them has hashed them. A name
+    /// that the file has already stays.
+    ///
+    /// # Errors
+    /// As fsync(2), linkat(2).
+    pub fn adopt(&self, file: &File, digest: Digest) -> Result<Lock> {
+        let path = self.path(digest);
+        file.sync_data()
+            .map_err(knarr_fs::Error::of_io("sync", "fdatasync", &path))?;
+        failpoint!("blob.synced");
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let hold = loop {
+            let hold = share(file, &path)?;
+            match rustix::fs::linkat(CWD, &source, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => break hold,
+                // Never in the place of another: somebody may hold that one.
+                Err(Errno::EXIST) => {}
+                Err(errno) => {
+                    return Err(knarr_fs::Error::of("create", "linkat", &path)(errno).into());
+                }
+            }
+            if let Some(hold) = self.hold(digest)? {
+                let got = self.rehash(digest)?;
+                if got == digest {
+                    break hold;
+                }
+                self.set_aside(digest, got)?;
+            }
+        };
+        failpoint!("blob.linked");
+        knarr_fs::sync_dir(&self.blobs)?;
+        failpoint!("blob.published");
+        Ok(hold)
+    }
+
+    /// For who wants to remove a blob: keeps everybody from [holding](Self::hold) it. `None` where
+    /// somebody does, or there is no such blob.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn try_lock(&self, digest: Digest) -> Result<Option<Lock>> {
+        Ok(Lock::try_seize(&self.path(digest))?)
+    }
+
     /// A new blob, to be written piece by piece.
     ///
     /// # Errors
     /// When the temporary file cannot be made.
     pub fn writer(&self) -> Result<Writer> {
-        let (file, name) = self.create()?;
+        let (file, hold, name) = self.create()?;
         Ok(Writer {
             store: self.clone(),
             file,
-            name,
+            _hold: hold,
+            _name: name,
             hasher: Hasher::new(),
             size: 0,
         })
@@ -95,10 +163,7 @@ impl Store {
     /// # Errors
     /// As open(2).
     pub fn scratch(&self) -> Result<File> {
-        let (file, name) = self.create()?;
-        if let Some(name) = name {
-            knarr_fs::remove_file(&name)?;
-        }
+        let (file, _, _) = self.create()?;
         Ok(file)
     }
 
@@ -195,82 +260,51 @@ impl Store {
         Ok(knarr_fs::remove_file(&self.path(digest))?)
     }
 
-    /// Keeps [`collect`](Self::collect) away while blobs are written that nothing names yet.
-    ///
-    /// # Errors
-    /// As flock(2).
-    pub fn lease(&self) -> Result<Lock> {
-        Ok(Lock::shared(&self.lease_path())?)
-    }
-
-    /// Whether somebody holds a [lease](Self::lease) now.
-    ///
-    /// # Errors
-    /// As flock(2).
-    pub fn is_leased(&self) -> Result<bool> {
-        Ok(Lock::try_exclusive(&self.lease_path())?.is_none())
-    }
-
-    /// Removes every blob that is not among those `keep` gives, unless somebody holds a
-    /// [lease](Self::lease): then nothing is done and the next call gets them. Gives what went.
-    ///
-    /// `keep` is asked only while no lease is held, and so can rely on what it reads.
-    ///
-    /// # Errors
-    /// When the folder cannot be read or a blob not removed, and what `keep` gives.
-    pub fn collect<E: From<Error>>(
-        &self,
-        keep: impl FnOnce() -> std::result::Result<HashSet<Digest>, E>,
-    ) -> std::result::Result<Vec<Digest>, E> {
-        let lock = Lock::try_exclusive(&self.lease_path()).map_err(Error::File)?;
-        let Some(_lock) = lock else {
-            return Ok(Vec::new());
-        };
-        let keep = keep()?;
-        let mut gone = Vec::new();
-        for digest in self.list()? {
-            if !keep.contains(&digest) {
-                self.remove(digest)?;
-                gone.push(digest);
-            }
-        }
-        self.remove_leftovers()?;
-        Ok(gone)
-    }
-
     /// Where blobs are that are only partly here, each a folder named by its digest.
     pub fn partials(&self) -> PathBuf {
         self.partial.clone()
     }
 
-    /// What killed writers left in `partial/`, and partly fetched blobs that nobody went on with
-    /// for a week; only while nobody holds a lease.
-    fn remove_leftovers(&self) -> Result<()> {
+    /// Removes what killed writers left, and partly fetched blobs that nobody went on with for a
+    /// week, or at all where `partials` are to go too. What somebody is at stays.
+    ///
+    /// # Errors
+    /// When something cannot be looked at or removed.
+    pub fn sweep(&self, partials: Partials) -> Result<()> {
         let failed = |call| knarr_fs::Error::of_io("list", call, &self.partial);
         let entries = std::fs::read_dir(&self.partial).map_err(failed("open"))?;
         for entry in entries {
             let entry = entry.map_err(failed("getdents"))?;
-            let name = entry.file_name();
-            if name == LEASE {
-                continue;
+            let path = entry.path();
+            let metadata = match entry.metadata() {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                metadata => metadata.map_err(failed("stat"))?,
+            };
+            let lock = match metadata.is_dir() {
+                false => Lock::try_seize(&path)?,
+                true => {
+                    let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
+                    let name = entry.file_name();
+                    let resumable = name.to_str().is_some_and(|n| Digest::from_hex(n).is_ok());
+                    let is_young = age.is_none_or(|age| age < PATIENCE);
+                    if resumable && is_young && partials == Partials::Old {
+                        continue;
+                    }
+                    match Lock::try_exclusive(&path.join("lock")) {
+                        Err(error) if error.is_not_found() => continue,
+                        lock => lock?,
+                    }
+                }
+            };
+            if lock.is_some() {
+                knarr_fs::remove_tree(&path)?;
             }
-            let metadata = entry.metadata().map_err(failed("stat"))?;
-            let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
-            let is_partial = name.to_str().is_some_and(|n| Digest::from_hex(n).is_ok());
-            if metadata.is_dir() && is_partial && age.is_none_or(|age| age < PATIENCE) {
-                continue;
-            }
-            knarr_fs::remove_tree(&entry.path())?;
         }
         Ok(())
     }
 
-    fn lease_path(&self) -> PathBuf {
-        self.partial.join(LEASE)
-    }
-
-    /// A new file in `partial/`, and its name where it has one.
-    fn create(&self) -> Result<(File, Option<PathBuf>)> {
+    /// A new file in `partial/`, held, and its name where it has one.
+    fn create(&self) -> Result<(File, Lock, Option<Name>)> {
         // Unnamed until it is whole: a killed writer leaves nothing. File systems without unnamed
         // files (NFS, older overlayfs) get a named one.
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -279,16 +313,14 @@ impl Store {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
                 let name = self.temporary()?;
                 let create = flags | OFlags::CREATE | OFlags::EXCL;
-                (rustix::fs::open(&name, create, mode), Some(name))
+                (rustix::fs::open(&name, create, mode), Some(Name(name)))
             }
             opened => (opened, None),
         };
-        let file = file.map_err(knarr_fs::Error::of(
-            "create a file in",
-            "open",
-            &self.partial,
-        ))?;
-        Ok((File::from(file), name))
+        let called = knarr_fs::Error::of("create a file in", "open", &self.partial);
+        let file = File::from(file.map_err(called)?);
+        let hold = share(&file, &self.partial)?;
+        Ok((file, hold, name))
     }
 
     /// A fresh name in `partial/`.
@@ -319,8 +351,9 @@ impl Store {
 pub struct Writer {
     store: Store,
     file: File,
+    _hold: Lock,
     /// Where the file system has no unnamed files.
-    name: Option<PathBuf>,
+    _name: Option<Name>,
     hasher: Hasher,
     size: u64,
 }
@@ -348,12 +381,12 @@ impl Writer {
         self.size
     }
 
-    /// Publishes it, durably.
+    /// Publishes it, durably; gives a [hold](Store::hold) on it, too.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the bytes are not `expected`; as fsync(2), rename(2).
-    pub fn commit(mut self, expected: Option<Digest>) -> Result<Digest> {
-        let digest = std::mem::take(&mut self.hasher).finish();
+    /// [`Error::Mismatch`] when the bytes are not `expected`; as fsync(2), linkat(2).
+    pub fn commit(self, expected: Option<Digest>) -> Result<(Digest, Lock)> {
+        let digest = self.hasher.finish();
         if let Some(expected) = expected
             && expected != digest
         {
@@ -362,35 +395,25 @@ impl Writer {
                 got: digest,
             });
         }
-        let partial = &self.store.partial;
-        self.file
-            .sync_data()
-            .map_err(knarr_fs::Error::of_io("sync", "fdatasync", partial))?;
-        failpoint!("blob.synced");
-        let named = match &self.name {
-            Some(name) => name,
-            None => {
-                let name = self.store.temporary()?;
-                let source = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                rustix::fs::linkat(CWD, source, CWD, &name, AtFlags::SYMLINK_FOLLOW)
-                    .map_err(knarr_fs::Error::of("create", "linkat", &name))?;
-                self.name.insert(name)
-            }
-        };
-        failpoint!("blob.linked");
-        knarr_fs::rename_durable(named, &self.store.path(digest))?;
-        self.name = None;
-        failpoint!("blob.published");
-        Ok(digest)
+        Ok((digest, self.store.adopt(&self.file, digest)?))
     }
 }
 
-impl Drop for Writer {
+/// A shared lock on an open file.
+fn share(file: &File, path: &Path) -> Result<Lock> {
+    let copied = file.try_clone();
+    let copied = copied.map_err(knarr_fs::Error::of_io("open", "dup", path))?;
+    Ok(Lock::of_open(copied.into(), path)?)
+}
+
+/// A temporary name, taken away when dropped.
+#[derive(Debug)]
+struct Name(PathBuf);
+
+impl Drop for Name {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // Nobody is left to tell; `collect` removes what stays.
-            knarr_fs::remove_file(name).ok();
-        }
+        // Nobody is left to tell; a sweep removes what stays.
+        knarr_fs::remove_file(&self.0).ok();
     }
 }
 
@@ -416,7 +439,7 @@ mod tests {
         writer.write(b"he").unwrap();
         writer.write(b"llo").unwrap();
         assert_eq!(writer.size(), 5);
-        let digest = writer.commit(None).unwrap();
+        let (digest, _hold) = writer.commit(None).unwrap();
         assert_eq!(
             digest.hex(),
             "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
@@ -477,14 +500,67 @@ mod tests {
     }
 
     #[test]
-    fn collect_removes_what_nobody_wants_and_waits_for_leases() {
+    fn a_blob_is_held_before_anybody_sees_it_and_until_its_holder_ends() {
         let (_dir, store) = scratch();
-        let (keep, drop_it) = (store.put(b"keep").unwrap(), store.put(b"drop").unwrap());
-        let wanted = || Ok::<_, Error>(HashSet::from([keep]));
-        let lease = store.lease().unwrap();
-        assert_eq!(store.collect(wanted).unwrap(), []);
-        drop(lease);
-        assert_eq!(store.collect(wanted).unwrap(), [drop_it]);
-        assert!(store.contains(keep) && !store.contains(drop_it));
+        let (digest, first) = store.put_and_hold(b"held").unwrap();
+        assert!(store.try_lock(digest).unwrap().is_none());
+        // Who finds it there holds it as well.
+        let (_, second) = store.put_and_hold(b"held").unwrap();
+        drop(first);
+        assert!(store.try_lock(digest).unwrap().is_none());
+        drop(second);
+        let lock = store.try_lock(digest).unwrap().unwrap();
+        store.remove(digest).unwrap();
+        drop(lock);
+        assert!(store.hold(digest).unwrap().is_none());
+        assert!(store.try_lock(digest).unwrap().is_none());
+    }
+
+    #[test]
+    fn two_writers_of_one_blob_hold_the_same_file() {
+        let (_dir, store) = scratch();
+        let mut late = store.writer().unwrap();
+        late.write(b"twice").unwrap();
+        let (digest, first) = store.put_and_hold(b"twice").unwrap();
+        let (_, second) = late.commit(Some(digest)).unwrap();
+        drop(first);
+        assert!(store.try_lock(digest).unwrap().is_none());
+        drop(second);
+        // A damaged one is replaced.
+        std::fs::write(store.path(digest), b"wrong").unwrap();
+        let mut writer = store.writer().unwrap();
+        writer.write(b"twice").unwrap();
+        let (_, _hold) = writer.commit(Some(digest)).unwrap();
+        assert_eq!(store.read(digest, 100).unwrap(), b"twice");
+        assert!(store.damaged.join(digest.hex()).exists());
+    }
+
+    #[test]
+    fn a_sweep_leaves_what_somebody_is_at() {
+        let (_dir, store) = scratch();
+        let partials = store.partials();
+        let hex = "a".repeat(64);
+        for folder in [&hex, &format!("{hex}.12")] {
+            std::fs::create_dir_all(partials.join(folder)).unwrap();
+        }
+        std::fs::write(partials.join(format!(".{}", "b".repeat(32))), "killed").unwrap();
+        let own = partials.join(format!("{hex}.13"));
+        std::fs::create_dir_all(&own).unwrap();
+        let at_work = Lock::exclusive(&own.join("lock")).unwrap();
+        let left = || {
+            let mut names: Vec<_> = std::fs::read_dir(&partials)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        store.sweep(Partials::Old).unwrap();
+        assert_eq!(left(), [hex.clone(), format!("{hex}.13")]);
+        store.sweep(Partials::All).unwrap();
+        assert_eq!(left(), [format!("{hex}.13")]);
+        drop(at_work);
+        store.sweep(Partials::Old).unwrap();
+        assert!(left().is_empty());
     }
 }

@@ -162,6 +162,10 @@ impl Engine {
             pruned.bytes += on_disk(&folder)?;
         }
         self.images().forget_damaged()?;
+        let partials = self.images().interrupted();
+        let before = on_disk(&partials)?;
+        self.images().forget_interrupted()?;
+        pruned.bytes += before.saturating_sub(on_disk(&partials)?);
         Ok(pruned)
     }
 

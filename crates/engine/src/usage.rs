@@ -122,8 +122,6 @@ struct Known {
     layers: BTreeMap<LayerId, bool>,
     /// Some image cannot be read: nobody knows what it needs.
     unsure: bool,
-    /// Something may bring blobs and layers that no image names yet.
-    bringing: bool,
     running: BTreeSet<ContainerId>,
 }
 
@@ -147,10 +145,19 @@ impl Engine {
         self.walk(&known, &root, &mut usage)?;
         let doubtful = std::mem::take(&mut usage.unaccounted);
         if !doubtful.is_empty() {
-            // What came since this began has found its owner by now, or somebody is still at it.
-            let known = self.known(&users, &usage)?;
+            // Who is bringing it is asked first: what nobody holds then is some image's, or nobody's.
+            let mut asked = Vec::new();
             for (path, bytes) in doubtful {
-                usage.count(self.owner(&known, &names(&root, &path)), path, bytes);
+                let is_held = self.is_held(&names(&root, &path), &path)?;
+                asked.push((path, bytes, is_held));
+            }
+            let known = self.known(&users, &usage)?;
+            for (path, bytes, is_held) in asked {
+                let owner = match self.owner(&known, &names(&root, &path)) {
+                    Owner::Nobody if is_held => Owner::UnderWay,
+                    owner => owner,
+                };
+                usage.count(owner, path, bytes);
             }
         }
         usage.unaccounted.sort();
@@ -202,14 +209,11 @@ impl Engine {
     }
 
     fn known(&self, users: &BTreeMap<String, usize>, usage: &Usage) -> Result<Known> {
-        // Asked first: whatever was brought before then is some image's, or nobody's.
-        let bringing = self.images().is_bringing()?;
         let contents = self.images().references()?;
         let mut known = Known {
             blobs: BTreeMap::new(),
             layers: BTreeMap::new(),
             unsure: contents.unsure,
-            bringing,
             running: BTreeSet::new(),
         };
         for (image, blobs, layers) in contents.images {
@@ -258,7 +262,6 @@ impl Engine {
             Some(true) => Owner::Image,
             Some(false) => Owner::IdleImage,
             None if known.unsure => Owner::Image,
-            None if known.bringing => Owner::UnderWay,
             None => Owner::Nobody,
         };
         let under_way = |is: bool| match is {
@@ -271,13 +274,6 @@ impl Engine {
                 Some(digest) => idle(known.blobs.get(&digest)),
                 None => Owner::Nobody,
             },
-            ["blobs", "partial", name] if name.starts_with('.') => {
-                // `.lease` and the like are the frame, `.<random>` is what is being written.
-                match name.len() {
-                    33 => under_way(known.bringing),
-                    _ => Owner::Frame,
-                }
-            }
             // What an interrupted pull has, by the blob's digest.
             ["blobs", "partial", name] if name.starts_with(|c: char| c.is_ascii_hexdigit()) => {
                 Owner::UnderWay
@@ -287,10 +283,6 @@ impl Engine {
                 Some(digest) => idle(known.layers.get(&digest.into())),
                 None => Owner::Nobody,
             },
-            ["layers", name] if name.starts_with(".tmp-") => {
-                under_way(self.images().layers().is_held(name))
-            }
-            ["images", name] if name.starts_with(".tmp-") => under_way(known.bringing),
             ["images", name] => match digest(name) {
                 Some(digest) => match known.blobs.get(&digest) {
                     Some(true) => Owner::Image,
@@ -319,6 +311,20 @@ impl Engine {
             [name] if FOLDERS.contains(&name) => Owner::Frame,
             _ => Owner::Nobody,
         }
+    }
+
+    /// Whether somebody is at work on what no image names yet: a blob, a layer, or what will be one.
+    fn is_held(&self, names: &[String], path: &Path) -> Result<bool> {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let lock = match *names {
+            ["layers", "sha256", hex] => match Digest::from_hex(hex) {
+                Ok(digest) => self.images().layers().lock_path(&digest.into()),
+                Err(_) => return Ok(false),
+            },
+            ["blobs", _, _] | ["layers" | "images", _] => path.to_owned(),
+            _ => return Ok(false),
+        };
+        Ok(Lock::is_held(&lock)?)
     }
 
     fn container(&self, known: &Known, name: &str) -> Owner {

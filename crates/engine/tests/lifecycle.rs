@@ -87,7 +87,7 @@ fn world(test: &str) -> Option<World> {
     };
     engine
         .images()
-        .import(Source::Path(&tar), &options, &Silent)
+        .import(Source::Path(&tar), &options)
         .unwrap();
     Some(World { engine, folder })
 }

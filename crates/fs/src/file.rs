@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::{Error, Result};
+use crate::{Error, Lock, Result};
 
 /// Whether a change must survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +283,20 @@ impl TempDir {
         })
     }
 
+    /// As [`new_in`](Self::new_in), and held while the [`Lock`] lives, so that [`sweep`] leaves it.
+    ///
+    /// # Errors
+    /// As [`new_in`](Self::new_in) and flock(2).
+    pub fn new_held_in(parent: &Path) -> Result<(Self, Lock)> {
+        loop {
+            let folder = Self::new_in(parent)?;
+            // A sweep may come between the two; then another folder will do.
+            if let Some(held) = Lock::share(folder.path())? {
+                return Ok((folder, held));
+            }
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -292,13 +306,30 @@ impl TempDir {
     ///
     /// # Errors
     /// As rename(2): ENOTEMPTY or EEXIST where a folder is already. Then it is removed.
-    pub fn publish(mut self, to: &Path, durability: Durability) -> Result<()> {
-        rename(&self.path, to)?;
-        self.published = true;
-        match (durability, to.parent()) {
-            (Durability::Durable, Some(parent)) => sync_dir(parent),
-            _ => Ok(()),
+    pub fn publish(self, to: &Path, durability: Durability) -> Result<()> {
+        match self.try_publish(to, durability)? {
+            None => Ok(()),
+            Some(_) => Err(Error::of("rename a file to", "rename", to)(Errno::EXIST)),
         }
+    }
+
+    /// As [`publish`](Self::publish), but gives itself back where a folder is already.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub fn try_publish(mut self, to: &Path, durability: Durability) -> Result<Option<Self>> {
+        match rename(&self.path, to) {
+            Ok(()) => self.published = true,
+            Err(error) if matches!(error.errno(), Some(Errno::EXIST | Errno::NOTEMPTY)) => {
+                return Ok(Some(self));
+            }
+            Err(error) => return Err(error),
+        }
+        match (durability, to.parent()) {
+            (Durability::Durable, Some(parent)) => sync_dir(parent)?,
+            _ => {}
+        }
+        Ok(None)
     }
 }
 
@@ -309,6 +340,32 @@ impl Drop for TempDir {
             remove_tree(&self.path).ok();
         }
     }
+}
+
+/// Removes the temporary folders that killed calls left in `parent`: those that nobody
+/// [holds](TempDir::new_held_in). Gives how many they were.
+///
+/// # Errors
+/// As open(2), flock(2), unlinkat(2).
+pub fn sweep(parent: &Path) -> Result<usize> {
+    let entries = match std::fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Error::of_io("list", "open", parent)(error)),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry.map_err(Error::of_io("list", "getdents", parent))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".tmp-") {
+            continue;
+        }
+        // Held until it is gone, so that its maker cannot begin to use it.
+        if let Some(_held) = Lock::try_seize(&entry.path())? {
+            remove_tree(&entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]

@@ -67,6 +67,56 @@ impl Lock {
         }
     }
 
+    /// Waits for a shared lock on a file or folder that exists; it is opened for reading, and never
+    /// made. `None` where there is none.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn share(path: &Path) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match Self::acquire_with(path, flags, FlockOperation::LockShared) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Lock::share`], but exclusively and at once: also `None` when somebody else holds it.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn try_seize(path: &Path) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match Self::acquire_with(path, flags, FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if error.is_not_found() || error.errno() == Some(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether somebody holds a lock on a file or folder now; nobody does on one that is not there.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match Self::acquire_with(path, flags, FlockOperation::NonBlockingLockExclusive) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) if error.errno() == Some(Errno::AGAIN) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A shared lock on a file that is open, whatever its name is or will be.
+    ///
+    /// # Errors
+    /// As flock(2); `path` is what messages call it.
+    pub fn of_open(file: OwnedFd, path: &Path) -> Result<Self> {
+        flock(&file, FlockOperation::LockShared, path)?;
+        Ok(Self { file })
+    }
+
     /// Wraps a descriptor on which the lock is held already, inherited from another process.
     pub fn inherited(file: OwnedFd) -> Self {
         Self { file }
@@ -82,16 +132,14 @@ impl Lock {
 
     fn acquire(path: &Path, operation: FlockOperation) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Self::acquire_with(path, flags, operation)
+    }
+
+    fn acquire_with(path: &Path, flags: OFlags, operation: FlockOperation) -> Result<Self> {
         loop {
             let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(Error::of("open the lock", "open", path))?;
-            loop {
-                match rustix::fs::flock(&file, operation) {
-                    Ok(()) => break,
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(Error::of("lock", "flock", path)(errno)),
-                }
-            }
+            flock(&file, operation, path)?;
             // Whoever held it may have removed the object, lock file included: then what was
             // locked is not what the path names now.
             let held = rustix::fs::fstat(&file).map_err(Error::of("stat", "fstat", path))?;
@@ -104,6 +152,16 @@ impl Lock {
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(Error::of("stat", "stat", path)(errno)),
             }
+        }
+    }
+}
+
+fn flock(file: &OwnedFd, operation: FlockOperation, path: &Path) -> Result<()> {
+    loop {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::of("lock", "flock", path)(errno)),
         }
     }
 }
@@ -143,5 +201,23 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn what_exists_is_locked_as_it_is_and_nothing_is_made() {
+        let dir = crate::TempDir::new_in(&std::env::temp_dir().join("knarr-fs-tests")).unwrap();
+        let path = dir.path().join("blob");
+        assert!(Lock::share(&path).unwrap().is_none());
+        assert!(Lock::try_seize(&path).unwrap().is_none());
+        assert!(!Lock::is_held(&path).unwrap() && !path.exists());
+        std::fs::write(&path, "x").unwrap();
+        for path in [path.as_path(), dir.path()] {
+            let held = Lock::share(path).unwrap().unwrap();
+            assert!(Lock::try_seize(path).unwrap().is_none());
+            assert!(Lock::is_held(path).unwrap());
+            drop(held);
+            assert!(!Lock::is_held(path).unwrap());
+            assert!(Lock::try_seize(path).unwrap().is_some());
+        }
     }
 }

@@ -50,8 +50,8 @@ pub(crate) trait Provider: Sync {
     fn provide(&self, wanted: &Wanted, stop: &AtomicBool, take: &Take<'_>) -> Result<Brought>;
 }
 
-/// What is called when a layer is durable.
-pub(crate) type Published = Box<dyn FnOnce() -> Result<()> + Send>;
+/// What is called when a layer is durable; what it gives is kept until the image is published.
+pub(crate) type Published = Box<dyn FnOnce() -> Result<Option<Lock>> + Send>;
 
 /// A layer's bytes, all taken.
 pub(crate) struct Brought {
@@ -90,6 +90,12 @@ impl Assembled {
         self.layers.iter().map(|layer| layer.id).collect()
     }
 
+    /// The next layer, and what keeps it.
+    pub(crate) fn push(&mut self, (layer, hold): (Layer, Lock)) {
+        self.layers.push(layer);
+        self.locks.push(hold);
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum()
     }
@@ -113,8 +119,8 @@ impl Drop for Claim {
 enum Made {
     /// All its bytes are in; they wait for the layers below. The claim ends when it is published.
     Taken(Box<Brought>, Option<Claim>),
-    /// Somebody else had just brought it.
-    Present(Layer),
+    /// Somebody else had just brought it; held.
+    Present(Layer, Lock),
 }
 
 impl Context<'_> {
@@ -168,14 +174,14 @@ impl Context<'_> {
         })
     }
 
-    /// What is here already, and what must be brought (each tar once).
-    fn survey(&self, wanted: &[Wanted]) -> Result<(HashMap<usize, Layer>, Vec<Wanted>)> {
+    /// What is here already, held, and what must be brought (each tar once).
+    fn survey(&self, wanted: &[Wanted]) -> Result<(HashMap<usize, (Layer, Lock)>, Vec<Wanted>)> {
         let mut present = HashMap::new();
         let mut jobs: Vec<Wanted> = Vec::new();
         let mut below: Option<Vec<LayerId>> = Some(Vec::new());
         for layer in wanted {
             let found = match &below {
-                Some(parents) => self.layers.find(layer.diff_id, parents)?,
+                Some(parents) => self.layers.find_and_hold(layer.diff_id, parents)?,
                 // The ids below are not known yet, so only one that needs none can be told.
                 None => self.find_self_contained(layer.diff_id)?,
             };
@@ -183,7 +189,7 @@ impl Context<'_> {
                 Some(found) => {
                     self.tell(layer, LayerState::Exists);
                     if let Some(below) = &mut below {
-                        below.push(found.id);
+                        below.push(found.0.id);
                     }
                     present.insert(layer.index, found);
                 }
@@ -198,9 +204,9 @@ impl Context<'_> {
         Ok((present, jobs))
     }
 
-    fn find_self_contained(&self, diff_id: Digest) -> Result<Option<Layer>> {
-        let found = self.layers.find(diff_id, &[])?;
-        Ok(found.filter(|layer| layer.self_contained))
+    fn find_self_contained(&self, diff_id: Digest) -> Result<Option<(Layer, Lock)>> {
+        let found = self.layers.find_and_hold(diff_id, &[])?;
+        Ok(found.filter(|(layer, _)| layer.self_contained))
     }
 
     /// One layer, in a worker's thread.
@@ -212,9 +218,9 @@ impl Context<'_> {
         unpublished: &AtomicUsize,
     ) -> Result<Made> {
         let claim = self.claim(job, stop, unpublished)?;
-        if let Some(layer) = self.find_self_contained(job.diff_id)? {
+        if let Some((layer, hold)) = self.find_self_contained(job.diff_id)? {
             self.tell(job, LayerState::Exists);
-            return Ok(Made::Present(layer));
+            return Ok(Made::Present(layer, hold));
         }
         let take = |source: &mut dyn Read| self.take(job, source);
         let brought = provider.provide(job, stop, &take)?;
@@ -292,7 +298,7 @@ impl Context<'_> {
     fn publish(
         &self,
         wanted: &[Wanted],
-        mut present: HashMap<usize, Layer>,
+        mut present: HashMap<usize, (Layer, Lock)>,
         made: &Receiver<(Wanted, Result<Made>)>,
         unpublished: &AtomicUsize,
     ) -> Result<Assembled> {
@@ -307,10 +313,10 @@ impl Context<'_> {
                 if let Some((brought, claim)) = taken.remove(&layer.diff_id) {
                     let published = brought
                         .ingest
-                        .finish(&parents)
+                        .finish_and_hold(&parents)
                         .map_err(|cause| self.failed(layer, cause))?;
-                    if let Some(done) = brought.published {
-                        done()?;
+                    if let Some(published) = brought.published {
+                        done.locks.extend(published()?);
                     }
                     unpublished.fetch_sub(1, Ordering::Relaxed);
                     drop(claim);
@@ -329,22 +335,26 @@ impl Context<'_> {
                     Ok((job, Ok(Made::Taken(brought, claim)))) => {
                         taken.insert(job.diff_id, (brought, claim));
                     }
-                    Ok((job, Ok(Made::Present(found)))) => {
-                        present.insert(job.index, found);
+                    Ok((job, Ok(Made::Present(found, hold)))) => {
+                        present.insert(job.index, (found, hold));
                     }
                     Ok((_, Err(error))) => return Err(error),
                     Err(_) => return Err(Error::Worker),
                 }
             };
-            done.locks.push(self.keep(&found)?);
-            done.layers.push(found);
+            done.push(found);
         }
         Ok(done)
     }
 
     /// A layer of this image that is also further down in it.
-    fn again(&self, layer: &Wanted, parents: &[LayerId], done: &Assembled) -> Result<Layer> {
-        if let Some(found) = self.layers.find(layer.diff_id, parents)? {
+    fn again(
+        &self,
+        layer: &Wanted,
+        parents: &[LayerId],
+        done: &Assembled,
+    ) -> Result<(Layer, Lock)> {
+        if let Some(found) = self.layers.find_and_hold(layer.diff_id, parents)? {
             return Ok(found);
         }
         let below = done.layers.iter().find(|l| l.diff_id == layer.diff_id);
@@ -355,28 +365,21 @@ impl Context<'_> {
         let mut file = std::fs::File::from(knarr_fs::open_read(&tar)?);
         let ingest = self.take(layer, &mut file)?;
         ingest
-            .finish(parents)
+            .finish_and_hold(parents)
             .map_err(|cause| self.failed(layer, cause))
     }
 
-    /// Keeps a layer from removal until the image that has it is published.
-    fn keep(&self, layer: &Layer) -> Result<Lock> {
-        match Lock::shared(&lock_path(self.layers, layer.id)) {
-            Err(error) if error.is_not_found() => Err(Error::LayerGone {
+    /// Layers that are in the store already, bottom first.
+    pub(crate) fn hold_all(&self, ids: &[LayerId]) -> Result<Assembled> {
+        let mut held = Assembled::default();
+        for id in ids {
+            let hold = self.layers.hold(id)?.ok_or_else(|| Error::LayerGone {
                 name: self.name.clone(),
-                layer: layer.id,
-            }),
-            lock => Ok(lock?),
+                layer: *id,
+            })?;
+            held.push((self.layers.load(id)?, hold));
         }
-    }
-
-    /// Layers that are in the store already.
-    pub(crate) fn hold_all(&self, layers: Vec<Layer>) -> Result<Assembled> {
-        let locks = layers.iter().map(|layer| self.keep(layer));
-        Ok(Assembled {
-            locks: locks.collect::<Result<_>>()?,
-            layers,
-        })
+        Ok(held)
     }
 
     pub(crate) fn tell(&self, layer: &Wanted, state: LayerState) {
@@ -414,9 +417,4 @@ pub(crate) fn of_the_store(
     cause
         .downcast::<knarr_layer::Error>()
         .or_else(|cause| cause.downcast::<knarr_fs::Error>().map(Into::into))
-}
-
-/// The lock of a stored layer: shared by those that rely on it, exclusive to remove it.
-pub(crate) fn lock_path(layers: &knarr_layer::Store, id: LayerId) -> PathBuf {
-    layers.path(&id).join("lock")
 }

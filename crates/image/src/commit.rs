@@ -56,13 +56,13 @@ impl Store {
         for instruction in &options.changes {
             change::apply(&mut execution, instruction)?;
         }
-        let _lease = self.blobs.lease()?;
         self.layers.sweep()?;
-        let mut layers = Vec::new();
+        let name = options
+            .reference
+            .as_ref()
+            .map_or_else(|| "the new image".to_owned(), Reference::familiar);
         let parents = base.map(|base| base.layers.clone()).unwrap_or_default();
-        for id in &parents {
-            layers.push(self.layers.load(id)?);
-        }
+        let mut assembled = self.context(name.clone(), &Silent).hold_all(&parents)?;
         let mut ingest = self.layers.ingest(None)?;
         let members = write(&mut ingest).map_err(|error| match error {
             knarr_layer::Error::Output(cause) => match of_the_store(cause) {
@@ -73,16 +73,11 @@ impl Store {
         })?;
         failpoint!("commit.taken");
         if members > 0 {
-            layers.push(ingest.finish(&parents)?);
+            assembled.push(ingest.finish_and_hold(&parents)?);
         } else {
             drop(ingest);
         }
         failpoint!("commit.layer-present");
-        let name = options
-            .reference
-            .as_ref()
-            .map_or_else(|| "the new image".to_owned(), Reference::familiar);
-        let assembled = self.context(name.clone(), &Silent).hold_all(layers)?;
         let config = describe(base, options, execution, members == 0, &assembled.layers);
         self.store_made(&config, &assembled, options.reference.as_ref(), &name)
     }

@@ -11,7 +11,7 @@ use knarr_spec::{Platform, Reference};
 use crate::archive::label;
 use crate::assemble::Assembled;
 use crate::inflate::{self, Failure, Hashing};
-use crate::{Error, Image, ImportOptions, Progress, Result, Source, Store, change};
+use crate::{Error, Image, ImportOptions, Result, Source, Store, change};
 
 impl Store {
     /// `import`: makes an image of one layer of a root file system tar (gzip, zstd or plain).
@@ -22,16 +22,14 @@ impl Store {
         &self,
         source: Source<'_>,
         options: &ImportOptions,
-        progress: &dyn Progress,
     ) -> Result<Image> {
-        self.or_collect(|| self.import_layer(source, options, progress))
+        self.or_collect(|| self.import_layer(source, options))
     }
 
     fn import_layer(
         &self,
         source: Source<'_>,
         options: &ImportOptions,
-        progress: &dyn Progress,
     ) -> Result<Image> {
         let label = label(&source);
         // A wrong change must not cost the time of an import.
@@ -39,7 +37,6 @@ impl Store {
         for instruction in &options.changes {
             change::apply(&mut execution, instruction)?;
         }
-        let _lease = self.blobs.lease()?;
         self.layers.sweep()?;
         let mut file;
         let stream: &mut dyn Read = match source {
@@ -73,11 +70,9 @@ impl Store {
             }
         }
         failpoint!("import.taken");
-        let layer = ingest.finish(&[])?;
+        let mut assembled = Assembled::default();
+        assembled.push(ingest.finish_and_hold(&[])?);
         failpoint!("import.layer-present");
-        let assembled: Assembled = self
-            .context(label.clone(), progress)
-            .hold_all(vec![layer])?;
         let config = describe(options, execution, &assembled, &label);
         let reference = options.reference.as_ref();
         let image = self.store_made(&config, &assembled, reference, &label)?;

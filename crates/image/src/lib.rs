@@ -26,8 +26,8 @@
 //! ```
 //!
 //! Layers come in all at once, each in threads of its own, and are published from the bottom up;
-//! every thread is joined before a call returns. Who brings a layer holds a shared lock on it until
-//! the image is published, so that a removal at the same time leaves it.
+//! every thread is joined before a call returns. Who brings an image holds shared locks on its layers
+//! and blobs until it is published, so that a collection at the same time leaves them.
 //!
 //! It never mounts a layer, never runs anything, and prints nothing: it tells a [`Progress`].
 
@@ -36,6 +36,7 @@ mod archive;
 mod assemble;
 mod change;
 mod check;
+mod collect;
 mod commit;
 mod compress;
 mod copy;
@@ -60,6 +61,7 @@ mod store;
 mod travelled;
 
 pub use check::{Checked, Finding, Outcome};
+pub use collect::References;
 pub use commit::{CommitOptions, WriteLayer};
 pub use compress::{Compression, Kind as CompressionKind};
 pub use copy::{CopyOptions, Location, LocationError};
@@ -69,7 +71,6 @@ pub use knarr_layer::LayerId;
 pub use manifest_list::{ManifestList, ManifestNote};
 pub use progress::{Event, LayerState, Progress, Silent};
 pub use push::{PushOptions, Pushed};
-pub use remove::References;
 pub use select::best;
 pub use store::{
     Hold, ImportOptions, Listing, Loaded, PullOptions, PullPolicy, Pulled, SaveFormat, Source,

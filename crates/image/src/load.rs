@@ -60,7 +60,6 @@ impl Store {
         platform: Option<&Platform>,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>> {
-        let _lease = self.blobs.lease()?;
         self.layers.sweep()?;
         let archive = Archive::open(source, || Ok(self.blobs.scratch()?))?;
         let images = if let Some(bytes) = archive.read("manifest.json", DOCUMENT_LIMIT)? {

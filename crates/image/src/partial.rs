@@ -106,8 +106,14 @@ impl Partial {
     pub(crate) fn private(partials: &Path, digest: Digest, size: u64) -> Result<Self> {
         let thread = rustix::thread::gettid().as_raw_nonzero();
         let folder = partials.join(format!("{}.{thread}", digest.hex()));
-        knarr_fs::create_dir_all(&folder)?;
-        let lock = Lock::exclusive(&folder.join("lock"))?;
+        let lock = loop {
+            knarr_fs::create_dir_all(&folder)?;
+            match Lock::exclusive(&folder.join("lock")) {
+                // A sweep took it for one that was left behind.
+                Err(error) if error.is_not_found() => {}
+                lock => break lock?,
+            }
+        };
         for name in ["data", "progress"] {
             knarr_fs::remove_file(&folder.join(name))?;
         }
@@ -295,14 +301,11 @@ impl Partial {
         Ok(())
     }
 
-    /// Makes it a blob.
-    pub(crate) fn keep(self, blobs: &knarr_cas::Store, digest: Digest) -> Result<()> {
-        let path = self.folder.join("data");
-        self.data
-            .sync_data()
-            .map_err(knarr_fs::Error::of_io("sync", "fdatasync", &path))?;
-        knarr_fs::rename_durable(&path, &blobs.path(digest))?;
-        self.remove()
+    /// Makes it a blob; gives a hold on that.
+    pub(crate) fn keep(self, blobs: &knarr_cas::Store, digest: Digest) -> Result<Lock> {
+        let hold = blobs.adopt(&self.data, digest)?;
+        self.remove()?;
+        Ok(hold)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -49,7 +49,6 @@ impl Store {
         options: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<Pulled> {
-        let _lease = self.blobs.lease()?;
         self.layers.sweep()?;
         let client = Client::new(options.registry.clone())
             .on_retry(|why| progress.event(&Event::Retrying(why.to_owned())));
@@ -298,8 +297,8 @@ impl Provider for Layers<'_> {
                     return Ok(Brought {
                         ingest,
                         published: Some(Box::new(move || match keep {
-                            true => partial.keep(&blobs, digest),
-                            false => partial.remove(),
+                            true => partial.keep(&blobs, digest).map(Some),
+                            false => partial.remove().map(|()| None),
                         })),
                     });
                 }

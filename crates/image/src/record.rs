@@ -45,6 +45,10 @@ pub(crate) struct Record {
     pub(crate) stored: u64,
 }
 
+/// A version of a record: inode and time of its last change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp(u64, i64, i64);
+
 /// What a new record is made of.
 pub(crate) struct NewRecord<'a> {
     pub(crate) id: ImageId,
@@ -107,6 +111,17 @@ impl Records {
             removed: folder.join(REMOVED).exists(),
             stored: file.stored,
         }))
+    }
+
+    /// Tells one version of a record from another; `None` where there is none.
+    pub(crate) fn stamp(&self, id: ImageId) -> Result<Option<Stamp>> {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = self.folder(id).join(FILE);
+        match std::fs::metadata(&path) {
+            Ok(file) => Ok(Some(Stamp(file.ino(), file.ctime(), file.ctime_nsec()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(knarr_fs::Error::of_io("stat", "stat", &path)(error).into()),
+        }
     }
 
     /// Whether there is such an image, hidden or not.
@@ -176,7 +191,7 @@ impl Records {
                 return Ok(hold);
             }
             knarr_fs::create_dir_all_durable(&self.root)?;
-            let folder = TempDir::new_in(&self.root)?;
+            let (folder, held) = TempDir::new_held_in(&self.root)?;
             knarr_fs::write_atomic(&folder.path().join(FILE), &bytes, Durability::Durable)?;
             failpoint!("image.written");
             match folder.publish(&self.folder(new.id), Durability::Durable) {
@@ -184,6 +199,7 @@ impl Records {
                 published => published?,
             }
             failpoint!("image.published");
+            drop(held);
         }
     }
 
@@ -207,17 +223,9 @@ impl Records {
         Ok(())
     }
 
-    /// Removes what killed writers left, when nobody writes.
-    pub(crate) fn remove_leftovers(&self) -> Result<()> {
-        let entries = match std::fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(_) => return Ok(()),
-        };
-        for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(b".tmp-") {
-                knarr_fs::remove_tree(&entry.path())?;
-            }
-        }
+    /// Removes what killed writers left.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        knarr_fs::sweep(&self.root)?;
         Ok(())
     }
 }

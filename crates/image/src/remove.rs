@@ -1,25 +1,12 @@
 //! `rmi`, by Docker's rules (moby, daemon/images/image_delete.go).
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use knarr_fs::{Durability, Lock, failpoint};
-use knarr_spec::manifest::Document;
-use knarr_spec::{Digest, Reference};
+use knarr_spec::Reference;
 
-use crate::assemble::lock_path;
 use crate::store::Named;
 use crate::{Error, Image, ImageId, LayerId, Removed, Result, Store, User};
-
-/// What images need.
-#[derive(Debug, Clone, Default)]
-pub struct References {
-    /// Each image with its blobs (configuration, manifest, and compressed layers that may have been
-    /// kept) and its layers.
-    pub images: Vec<(ImageId, Vec<Digest>, Vec<LayerId>)>,
-    /// Some image cannot be read: nobody knows what that one needs.
-    pub unsure: bool,
-}
 
 /// Who asks the engine which containers an image has.
 pub(crate) type Users<'a> = &'a dyn Fn(ImageId) -> Vec<User>;
@@ -194,77 +181,22 @@ impl Store {
 
     /// Deletes a hidden image that nobody uses, and the layers that only it had; gives those.
     fn delete(&self, id: ImageId, lock: Lock) -> Result<Vec<LayerId>> {
-        let layers = match self.records.read(id) {
+        let mut layers = match self.records.read(id) {
             Ok(Some(record)) => record.image.layers,
             // A damaged one: its layers are found as orphans.
             Ok(None) | Err(_) => Vec::new(),
         };
         self.records.remove(lock, id, &self.trash())?;
-        let needed = self.needed_layers()?;
-        let mut gone = Vec::new();
-        for layer in layers {
-            if let Some(needed) = &needed
-                && !needed.contains(&layer)
-                && !gone.contains(&layer)
-                && self.remove_layer(layer)?
-            {
-                gone.push(layer);
+        let mut gone = self.collect()?;
+        // Others' leftovers went along; and it may have one layer twice.
+        layers.retain(|layer| match gone.iter().position(|other| other == layer) {
+            Some(at) => {
+                gone.swap_remove(at);
+                true
             }
-        }
-        self.collect()?;
-        Ok(gone)
-    }
-
-    /// The layers that some image has, hidden ones included. `None` when an image cannot be read:
-    /// then nobody knows what it needs, and no layer is removed.
-    fn needed_layers(&self) -> Result<Option<HashSet<LayerId>>> {
-        let mut needed = HashSet::new();
-        for id in self.records.ids()? {
-            match self.records.read(id) {
-                Ok(Some(record)) => needed.extend(record.image.layers),
-                Ok(None) => {}
-                Err(_) => return Ok(None),
-            }
-        }
-        Ok(Some(needed))
-    }
-
-    /// Which image needs which blobs and layers, hidden images included.
-    ///
-    /// # Errors
-    /// When the records' folder cannot be read.
-    pub fn references(&self) -> Result<References> {
-        let mut references = References::default();
-        for id in self.records.ids()? {
-            match self.records.read(id) {
-                Ok(Some(record)) => {
-                    let mut blobs = vec![id.digest(), record.image.manifest];
-                    blobs.extend(self.blobs_of(&record.image));
-                    references.images.push((id, blobs, record.image.layers));
-                }
-                Ok(None) => {}
-                Err(_) => references.unsure = true,
-            }
-        }
-        Ok(references)
-    }
-
-    /// Whether a pull, load, import or commit is under way, whose blobs and layers no image names
-    /// yet.
-    ///
-    /// # Errors
-    /// As flock(2).
-    pub fn is_bringing(&self) -> Result<bool> {
-        Ok(self.blobs.is_leased()?)
-    }
-
-    /// Removes the blobs and layers that no image has, and what killed calls left; nothing while
-    /// a pull, load, import or commit is under way.
-    ///
-    /// # Errors
-    /// When the store cannot be read or something not be removed.
-    pub fn collect_garbage(&self) -> Result<()> {
-        self.collect()
+            None => false,
+        });
+        Ok(layers)
     }
 
     /// Where blobs and layers are that were set aside as damaged, if any are.
@@ -281,68 +213,6 @@ impl Store {
             self.trash().throw(&folder)?;
         }
         Ok(())
-    }
-
-    /// Removes a layer unless somebody relies on it right now.
-    fn remove_layer(&self, id: LayerId) -> Result<bool> {
-        let lock = match Lock::try_exclusive(&lock_path(&self.layers, id)) {
-            Err(error) if error.is_not_found() => return Ok(false),
-            lock => lock?,
-        };
-        let Some(_lock) = lock else {
-            return Ok(false);
-        };
-        self.layers.remove(&id)?;
-        failpoint!("image.layer-removed");
-        Ok(true)
-    }
-
-    /// Removes the blobs and layers that no image has, and what killed calls left. Does nothing
-    /// while a pull, load or import runs.
-    fn collect(&self) -> Result<()> {
-        let collected = self.blobs.collect::<Error>(|| {
-            let mut keep = HashSet::new();
-            let mut layers = HashSet::new();
-            for id in self.records.ids()? {
-                if let Some(record) = self.records.read(id)? {
-                    keep.extend([id.digest(), record.image.manifest]);
-                    keep.extend(self.blobs_of(&record.image));
-                    layers.extend(record.image.layers);
-                }
-            }
-            // No lease is held now, so every layer that will be needed is known.
-            for layer in self.layers.list()? {
-                if !layers.contains(&layer) {
-                    self.remove_layer(layer)?;
-                }
-            }
-            self.layers.sweep()?;
-            self.records.remove_leftovers()?;
-            Ok(keep)
-        });
-        match collected {
-            // With a damaged image nobody knows what is needed: everything stays.
-            Ok(_) | Err(Error::Record { .. } | Error::Version { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The layers' blobs, which may have been kept when it was pulled.
-    fn blobs_of(&self, image: &Image) -> Vec<Digest> {
-        let bytes = self.manifest_bytes(image).unwrap_or_default();
-        match Document::parse(&bytes, "") {
-            Ok(Document::Manifest(manifest)) => manifest.layers.iter().map(|l| l.digest).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Does something that brings layers in; where it fails, they go again. (A failed pull keeps
-    /// them: the next one goes on from there.)
-    pub(crate) fn or_collect<T>(&self, bring: impl FnOnce() -> Result<T>) -> Result<T> {
-        bring().inspect_err(|_| {
-            // The failure is what has to be told; what stays here, the next removal collects.
-            self.collect().ok();
-        })
     }
 
     /// Finishes removals that were killed half-way, and those whose last container is gone.

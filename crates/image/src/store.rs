@@ -411,10 +411,12 @@ impl Store {
         }
     }
 
-    /// Makes an image of what is in the store, and names it. The blobs' lease must be held.
+    /// Makes an image of what is in the store, and names it.
     pub(crate) fn store_image(&self, new: &NewImage<'_>) -> Result<Stored> {
-        let manifest = self.blobs.put(new.manifest)?;
-        let id = ImageId::from(self.blobs.put(new.config)?);
+        // Held until the record says that they are needed.
+        let (manifest, _manifest_hold) = self.blobs.put_and_hold(new.manifest)?;
+        let (config, _config_hold) = self.blobs.put_and_hold(new.config)?;
+        let id = ImageId::from(config);
         failpoint!("image.blobs-stored");
         if self.records.is_hidden(id) {
             // The names of a removal that was not finished must not come back with it.

@@ -268,8 +268,7 @@ fn litter(store: &Store, data: &Path) -> Vec<PathBuf> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let below = path.strip_prefix(data).unwrap();
-            let frame =
-                below.ends_with(".lock") || below.ends_with(".lease") || below.starts_with("refs");
+            let frame = below.ends_with(".lock") || below.starts_with("refs");
             if path.is_dir() {
                 folders.push(path);
             } else if !frame && !known.contains(&path) {

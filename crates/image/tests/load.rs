@@ -345,7 +345,7 @@ fn import_makes_an_image_with_the_changes() {
         };
         let image = scratch
             .store
-            .import(Source::Path(&path), &options, &Silent)
+            .import(Source::Path(&path), &options)
             .unwrap();
         let found = scratch.store.resolve("mine:1").unwrap();
         assert_eq!(found, image);
@@ -367,14 +367,14 @@ fn import_makes_an_image_with_the_changes() {
     let path = scratch.path("root.tar");
     let error = scratch
         .store
-        .import(Source::Path(&path), &options, &Silent)
+        .import(Source::Path(&path), &options)
         .unwrap_err();
     assert_eq!(error.code(), "change-invalid");
     let cut = scratch.write("cut.tar", &gzip(&tar)[..100]);
     assert!(
         scratch
             .store
-            .import(Source::Path(&cut), &ImportOptions::default(), &Silent)
+            .import(Source::Path(&cut), &ImportOptions::default())
             .is_err()
     );
 }

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
-use knarr_fs::{Durability, TempDir, failpoint};
+use knarr_fs::{Durability, Lock, TempDir, failpoint};
 use knarr_spec::Digest;
 
-use crate::store::{self, INDEX, Layer, LayerId, MANIFEST, Store, TAR};
+use crate::store::{self, INDEX, LOCK, Layer, LayerId, MANIFEST, Store, TAR};
 use crate::tar::{self, Event, Reader};
 use crate::tree::{self, Builder, Built, Links, Sources};
 use crate::{Error, Result, erofs};
@@ -34,7 +33,7 @@ pub struct Ingest {
     store: Store,
     expected: Option<Digest>,
     folder: TempDir,
-    held: OwnedFd,
+    held: Lock,
     path: PathBuf,
     tar: fs::File,
     size: u64,
@@ -67,15 +66,7 @@ enum Parsing {
 impl Ingest {
     pub(crate) fn new(store: Store, expected: Option<Digest>) -> Result<Self> {
         knarr_fs::create_dir_all_durable(store.folder())?;
-        let (folder, held) = loop {
-            let folder = TempDir::new_in(store.folder())?;
-            // A sweep may come between the two; then another folder will do.
-            if let Some(held) = store::hold(folder.path())?
-                && folder.path().exists()
-            {
-                break (folder, held);
-            }
-        };
+        let (folder, held) = TempDir::new_held_in(store.folder())?;
         let path = folder.path().join(TAR);
         let tar = create(&path)?;
         failpoint!("layer.begun");
@@ -111,6 +102,15 @@ impl Ingest {
     /// [`Error::DigestMismatch`], [`Error::Tar`], [`Error::Tree`] where the bytes are not what they
     /// should be; [`Error::NotFound`] for a missing parent; file errors. Nothing stays behind.
     pub fn finish(self, parents: &[LayerId]) -> Result<Layer> {
+        Ok(self.finish_and_hold(parents)?.0)
+    }
+
+    /// [`finish`](Self::finish), and a [hold](Store::hold) on the layer, had before anybody could
+    /// see it.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_and_hold(self, parents: &[LayerId]) -> Result<(Layer, Lock)> {
         if let Some(error) = self.broken {
             return Err(error.into());
         }
@@ -126,7 +126,7 @@ impl Ingest {
             Parsing::Failed(error) => return Err(error),
         };
         reader.end()?;
-        if let Some(present) = self.store.find(diff_id, parents)? {
+        if let Some(present) = self.store.find_and_hold(diff_id, parents)? {
             return Ok(present);
         }
         let links = if parents.is_empty() {
@@ -166,21 +166,24 @@ impl Ingest {
         if let Some(tar) = sources.file(Sources::TAR) {
             sync(tar, &self.path)?;
         }
+        let hold = Lock::shared(&folder.join(LOCK))?;
         knarr_fs::sync_dir(folder)?;
         failpoint!("layer.synced");
         let target = self.store.path(&id);
         if let Some(parent) = target.parent() {
             knarr_fs::create_dir_all_durable(parent)?;
         }
-        match self.folder.publish(&target, Durability::Durable) {
-            Ok(()) => {}
-            // Somebody else was faster, with the same bytes.
-            Err(error) if is_taken(&error) => return self.store.load(&id),
-            Err(error) => return Err(error.into()),
+        let mut ours = self.folder;
+        while let Some(back) = ours.try_publish(&target, Durability::Durable)? {
+            // Somebody else was faster, with the same bytes; unless it has gone again.
+            if let Some(hold) = self.store.hold(&id)? {
+                return Ok((self.store.load(&id)?, hold));
+            }
+            ours = back;
         }
         failpoint!("layer.published");
         drop(self.held);
-        Ok(layer)
+        Ok((layer, hold))
     }
 
     /// Starts to bring what is new to the disk; lets go of what was new the time before.
@@ -339,9 +342,4 @@ fn sync(file: &fs::File, path: &Path) -> Result<()> {
     Ok(file
         .sync_data()
         .map_err(knarr_fs::Error::of_io("sync", "fdatasync", path))?)
-}
-
-fn is_taken(error: &knarr_fs::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(error.errno(), Some(Errno::EXIST | Errno::NOTEMPTY))
 }

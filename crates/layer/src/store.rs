@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use aws_lc_rs::digest;
-use knarr_fs::Trash;
+use knarr_fs::{Lock, Trash};
 use knarr_spec::{Digest, DigestError};
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::erofs::Index;
@@ -23,6 +22,8 @@ pub const TAR: &str = "layer.tar";
 pub const INDEX: &str = "index.erofs";
 /// The name of the description in a layer's folder.
 pub const MANIFEST: &str = "layer.json";
+/// The name of the file in a layer's folder that who needs the layer locks.
+pub(crate) const LOCK: &str = "lock";
 /// The folder of layers that were set aside.
 pub const DAMAGED: &str = "damaged";
 /// The name of the unpacked tree that the overlay driver adds.
@@ -322,10 +323,43 @@ impl Store {
         self.folder.join(DAMAGED).join(id.digest().hex())
     }
 
-    /// Whether a temporary folder of that name is an ingest in flight.
-    pub fn is_held(&self, name: &str) -> bool {
-        let folder = self.folder.join(name);
-        folder.is_dir() && matches!(hold(&folder), Ok(None))
+    /// Keeps a layer from being collected while it lives (a shared flock(2) in its folder). `None`
+    /// where there is no such layer.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn hold(&self, id: &LayerId) -> Result<Option<Lock>> {
+        present(Lock::shared(&self.lock_path(id)))
+    }
+
+    /// [`find`](Self::find), and a [hold](Self::hold) on what was found.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn find_and_hold(
+        &self,
+        diff_id: Digest,
+        parents: &[LayerId],
+    ) -> Result<Option<(Layer, Lock)>> {
+        let Some(layer) = self.find(diff_id, parents)? else {
+            return Ok(None);
+        };
+        // One that was removed in between is not there.
+        Ok(self.hold(&layer.id)?.map(|hold| (layer, hold)))
+    }
+
+    /// For who wants to remove a layer: keeps everybody from [holding](Self::hold) it. `None` where
+    /// somebody does, or there is no such layer.
+    ///
+    /// # Errors
+    /// As open(2) and flock(2).
+    pub fn try_lock(&self, id: &LayerId) -> Result<Option<Lock>> {
+        present(Lock::try_exclusive(&self.lock_path(id))).map(Option::flatten)
+    }
+
+    /// The file of a layer that is locked.
+    pub fn lock_path(&self, id: &LayerId) -> PathBuf {
+        self.path(id).join(LOCK)
     }
 
     /// Removes what killed ingests left behind, that is temporary folders that nobody holds;
@@ -334,27 +368,7 @@ impl Store {
     /// # Errors
     /// Where a leftover cannot be removed.
     pub fn sweep(&self) -> Result<usize> {
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => {
-                return Err(knarr_fs::Error::of_io("list", "open", &self.folder)(error).into());
-            }
-        };
-        let mut removed = 0;
-        for entry in entries {
-            let entry = entry.map_err(knarr_fs::Error::of_io("list", "getdents", &self.folder))?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b".tmp-") {
-                continue;
-            }
-            // Held until it is gone, so that its maker cannot begin to use it.
-            let Some(_held) = hold(&entry.path())? else {
-                continue;
-            };
-            knarr_fs::remove_tree(&entry.path())?;
-            removed += 1;
-        }
-        Ok(removed)
+        Ok(knarr_fs::sweep(&self.folder)?)
     }
 
     /// The bytes of a layer's [`MANIFEST`].
@@ -370,19 +384,12 @@ impl Store {
     }
 }
 
-/// Takes an exclusive flock(2) on a folder: `None` where somebody else has it or it is gone.
-pub(crate) fn hold(folder: &Path) -> Result<Option<std::os::fd::OwnedFd>> {
-    use rustix::io::Errno;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(folder, flags, Mode::empty()) {
-        Ok(fd) => fd,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(knarr_fs::Error::of("open", "open", folder)(errno).into()),
-    };
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(fd)),
-        Err(Errno::AGAIN) => Ok(None),
-        Err(errno) => Err(knarr_fs::Error::of("lock", "flock", folder)(errno).into()),
+/// A lock on what may not be there.
+fn present<T>(lock: knarr_fs::Result<T>) -> Result<Option<T>> {
+    match lock {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

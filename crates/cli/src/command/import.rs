@@ -7,7 +7,6 @@ use knarr_engine::image::{ImportOptions, Source};
 use super::{Arguments, Call, Command, USUAL, tag};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
-use crate::progress::Bars;
 use crate::{output, request};
 
 pub(super) static COMMAND: Command = Command {
@@ -51,8 +50,7 @@ fn run(call: &Call<'_>) -> Result<u8> {
         "-" => Source::Stream(&mut stdin),
         path => Source::Path(Path::new(path)),
     };
-    let bars = Bars::for_archive(false);
-    let image = call.engine()?.images().import(source, &options, &bars)?;
+    let image = call.engine()?.images().import(source, &options)?;
     output::line(&image.id.to_string())?;
     Ok(0)
 }

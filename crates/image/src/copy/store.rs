@@ -35,7 +35,6 @@ impl Store {
             });
         };
         self.or_collect(|| {
-            let _lease = self.blobs.lease()?;
             self.layers.sweep()?;
             let mut config = Vec::new();
             source.blob(&manifest.config, &mut |bytes| {

@@ -58,7 +58,7 @@ fn walk(folder: &Path, files: &mut Vec<(PathBuf, Digest)>) {
         let name = path.file_name().unwrap();
         if path.is_dir() {
             walk(&path, files);
-        } else if name != "lock" && name != ".lock" && name != ".lease" {
+        } else if name != "lock" && name != ".lock" {
             let digest = Hasher::digest(&std::fs::read(&path).unwrap());
             files.push((path, digest));
         }
