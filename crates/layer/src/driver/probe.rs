@@ -25,7 +25,7 @@ pub(super) fn choose(data_root: &Path, run_root: &Path) -> Result<Driver> {
     {
         return Ok(driver);
     }
-    let place = TempDir::new_in(&data_root.join("layers"))?;
+    let (place, _held) = TempDir::new_held_in(&data_root.join("layers"))?;
     let driver = first_that_works(place.path()).map_err(|last| Error::NoDriver {
         data_root: data_root.to_owned(),
         last: Box::new(last),
