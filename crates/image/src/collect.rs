@@ -123,7 +123,10 @@ impl Store {
         if locked.is_empty() || !self.learn(needed)? {
             return Ok(gone);
         }
-        if locked.iter().any(|(object, _)| matches!(object, Object::Blob(_))) {
+        if locked
+            .iter()
+            .any(|(object, _)| matches!(object, Object::Blob(_)))
+        {
             for manifest in std::mem::take(&mut needed.manifests) {
                 let blobs = self.blobs_in(manifest).into_iter().map(Object::Blob);
                 needed.objects.extend(blobs);
@@ -162,7 +165,9 @@ impl Store {
                 Ok(Some(record)) => {
                     let (image, own) = (record.image, Object::Blob(id.digest()));
                     needed.objects.extend([own, Object::Blob(image.manifest)]);
-                    needed.objects.extend(image.layers.into_iter().map(Object::Layer));
+                    needed
+                        .objects
+                        .extend(image.layers.into_iter().map(Object::Layer));
                     needed.manifests.insert(image.manifest);
                     needed.read.insert(id, stamp);
                 }
@@ -176,7 +181,10 @@ impl Store {
 
     /// The layers' blobs of a manifest, which may have been kept when it was pulled.
     fn blobs_in(&self, manifest: Digest) -> Vec<Digest> {
-        let bytes = self.blobs.read(manifest, DOCUMENT_LIMIT).unwrap_or_default();
+        let bytes = self
+            .blobs
+            .read(manifest, DOCUMENT_LIMIT)
+            .unwrap_or_default();
         match Document::parse(&bytes, "") {
             Ok(Document::Manifest(manifest)) => manifest.layers.iter().map(|l| l.digest).collect(),
             _ => Vec::new(),

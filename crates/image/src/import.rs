@@ -18,19 +18,11 @@ impl Store {
     ///
     /// # Errors
     /// A damaged tar, a wrong change, or the store's.
-    pub fn import(
-        &self,
-        source: Source<'_>,
-        options: &ImportOptions,
-    ) -> Result<Image> {
+    pub fn import(&self, source: Source<'_>, options: &ImportOptions) -> Result<Image> {
         self.or_collect(|| self.import_layer(source, options))
     }
 
-    fn import_layer(
-        &self,
-        source: Source<'_>,
-        options: &ImportOptions,
-    ) -> Result<Image> {
+    fn import_layer(&self, source: Source<'_>, options: &ImportOptions) -> Result<Image> {
         let label = label(&source);
         // A wrong change must not cost the time of an import.
         let mut execution = ExecutionConfig::default();

@@ -109,7 +109,11 @@ fn what_a_pull_has_so_far_stays_and_so_does_what_it_found() {
         });
         // Now only the pull knows what the lowest one is good for.
         let removed = store.remove("old:1", false, &nobody).unwrap();
-        assert_eq!(removed.len(), 4, "its name, itself, two layers: {removed:?}");
+        assert_eq!(
+            removed.len(),
+            4,
+            "its name, itself, two layers: {removed:?}"
+        );
         store.collect_garbage().unwrap();
         assert_eq!(store.layers().list().unwrap().len(), 2);
         gate.open();
@@ -138,7 +142,11 @@ fn helper() {
 #[test]
 fn the_dead_hold_nothing_from_the_instant_they_are_dead() {
     let image = Handmade::new("dead");
-    for point in ["layer.published", "load.layers-present", "image.blobs-stored"] {
+    for point in [
+        "layer.published",
+        "load.layers-present",
+        "image.blobs-stored",
+    ] {
         let scratch = Scratch::new();
         scratch.write("image.tar", &image.docker_archive(&["app:1"]));
         let status = Command::new(std::env::current_exe().unwrap())
@@ -249,10 +257,16 @@ fn a_thousand_images_are_looked_through_in_no_time() {
     };
     timed("1,000 images and no garbage", IMAGES + 1);
     // Half of them vanish, as if a power cut had taken their records.
-    for entry in std::fs::read_dir(dir.path().join("data/images")).unwrap().take(IMAGES / 2) {
+    for entry in std::fs::read_dir(dir.path().join("data/images"))
+        .unwrap()
+        .take(IMAGES / 2)
+    {
         std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
     }
-    timed("500 images and 500 others' layers and blobs", IMAGES / 2 + 1);
+    timed(
+        "500 images and 500 others' layers and blobs",
+        IMAGES / 2 + 1,
+    );
     let checked = store.check(None, &nobody, &Silent).unwrap();
     assert_eq!(
         (checked.images, checked.blobs, checked.findings),

@@ -343,10 +343,7 @@ fn import_makes_an_image_with_the_changes() {
             message: Some("by hand".to_owned()),
             platform: None,
         };
-        let image = scratch
-            .store
-            .import(Source::Path(&path), &options)
-            .unwrap();
+        let image = scratch.store.import(Source::Path(&path), &options).unwrap();
         let found = scratch.store.resolve("mine:1").unwrap();
         assert_eq!(found, image);
         assert_eq!(
