@@ -325,9 +325,8 @@ impl TempDir {
             }
             Err(error) => return Err(error),
         }
-        match (durability, to.parent()) {
-            (Durability::Durable, Some(parent)) => sync_dir(parent)?,
-            _ => {}
+        if let (Durability::Durable, Some(parent)) = (durability, to.parent()) {
+            sync_dir(parent)?;
         }
         Ok(None)
     }

@@ -115,6 +115,9 @@ impl Drop for Claim {
     }
 }
 
+/// Layers that were there already, held, by their place in the image.
+type Present = HashMap<usize, (Layer, Lock)>;
+
 /// What a thread made of a layer.
 enum Made {
     /// All its bytes are in; they wait for the layers below. The claim ends when it is published.
@@ -175,7 +178,7 @@ impl Context<'_> {
     }
 
     /// What is here already, held, and what must be brought (each tar once).
-    fn survey(&self, wanted: &[Wanted]) -> Result<(HashMap<usize, (Layer, Lock)>, Vec<Wanted>)> {
+    fn survey(&self, wanted: &[Wanted]) -> Result<(Present, Vec<Wanted>)> {
         let mut present = HashMap::new();
         let mut jobs: Vec<Wanted> = Vec::new();
         let mut below: Option<Vec<LayerId>> = Some(Vec::new());
@@ -298,7 +301,7 @@ impl Context<'_> {
     fn publish(
         &self,
         wanted: &[Wanted],
-        mut present: HashMap<usize, (Layer, Lock)>,
+        mut present: Present,
         made: &Receiver<(Wanted, Result<Made>)>,
         unpublished: &AtomicUsize,
     ) -> Result<Assembled> {

@@ -1,9 +1,5 @@
 //! Garbage is collected beside everything else, and never what somebody needs.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "in tests a panic is the message"
-)]
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the message")]
 
 mod support;
 
