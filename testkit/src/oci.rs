@@ -18,6 +18,11 @@ pub struct Oci {
     cgroup: String,
 }
 
+/// The user of [`Oci::by_user`].
+pub const USER: u32 = 4321;
+/// The first of its subordinate ids.
+pub const SUBORDINATE: u32 = 700_000;
+
 /// How a call ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -161,6 +166,51 @@ impl Oci {
             .args(args)
             .stdin(Stdio::null());
         command
+    }
+
+    /// Gives all of the test's folder to the user of [`Self::by_user`].
+    pub fn give(&self) {
+        let given = Command::new("chown")
+            .args(["-R", &format!("{USER}:{USER}")])
+            .arg(&self.dir)
+            .status()
+            .unwrap();
+        assert!(given.success());
+    }
+
+    /// The same call by an unprivileged user ([`USER`]), whom the host's files know in a mount namespace
+    /// of the call's own, with so many subordinate ids from [`SUBORDINATE`] on.
+    pub fn by_user(&self, command: &Command, subordinate: u32) -> Command {
+        let files = self.dir.join("user");
+        std::fs::create_dir_all(&files).unwrap();
+        let line = format!("knarr-user:x:{USER}:{USER}::/:/bin/sh\n");
+        std::fs::write(files.join("passwd"), line).unwrap();
+        let line = match subordinate {
+            0 => String::new(),
+            count => format!("knarr-user:{SUBORDINATE}:{count}\n"),
+        };
+        std::fs::write(files.join("subid"), line).unwrap();
+        let id = USER.to_string();
+        let mut user = Command::new("unshare");
+        user.args(["--mount", "sh", "-ec"])
+            .arg(
+                "mount --bind \"$0/passwd\" /etc/passwd; mount --bind \"$0/subid\" /etc/subuid; \
+                 mount --bind \"$0/subid\" /etc/subgid; exec \"$@\"",
+            )
+            .arg(&files)
+            .args([
+                "setpriv",
+                "--reuid",
+                &id,
+                "--regid",
+                &id,
+                "--clear-groups",
+                "--",
+            ])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null());
+        user
     }
 
     /// A call.

@@ -544,6 +544,7 @@ fn flags_of_all_commands_are_served_or_refused_by_name() {
         &["--debug"][..],
         &["--rootless", "auto"],
         &["--rootless=false"],
+        &["--rootless", "true"],
         &["--criu", ""],
     ] {
         let ended = oci.run(&[flags, &["list", "-q"]].concat());
@@ -556,15 +557,10 @@ fn flags_of_all_commands_are_served_or_refused_by_name() {
         "{}",
         warned.err
     );
-    for (value, why) in [
-        ("true", "--rootless true is not served"),
-        ("1", "--rootless true is not served"),
-        ("maybe", "--rootless: `maybe` is not true, false or auto"),
-    ] {
-        let ended = oci.run(&["--rootless", value, "list", "-q"]);
-        assert_eq!(ended.code, 1, "{value}");
-        assert!(ended.err.contains(why), "{value}: {}", ended.err);
-    }
+    let ended = oci.run(&["--rootless", "maybe", "list", "-q"]);
+    assert_eq!(ended.code, 1);
+    let why = "--rootless: `maybe` is not true, false or auto";
+    assert!(ended.err.contains(why), "{}", ended.err);
     for command in ["checkpoint", "restore"] {
         let ended = oci.run(&[command, "web"]);
         assert_eq!(ended.code, 1, "{command}");
@@ -595,4 +591,30 @@ fn other_engines_get_a_pidfd() {
     let pid = oci.state("web")["pid"].to_string();
     let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     assert_eq!(line.map(str::trim), Some(pid.as_str()));
+}
+
+#[test]
+fn a_cgroup_that_cannot_be_opened_is_not_taken_for_empty() {
+    let oci = Oci::new("unopened");
+    oci.bundle("web", |config| args(config, &["sleep", "100"]));
+    oci.create("web");
+    oci.run(&["start", "web"]).ok();
+    let file = oci.root().join("web/state.json");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let mut record: Value = serde_json::from_str(&whole).unwrap();
+    let path = record["cgroup"]["path"].as_str().unwrap();
+    record["cgroup"]["path"] = json!(format!("{path}/cgroup.procs/below"));
+    std::fs::write(&file, record.to_string()).unwrap();
+    for call in [
+        &["kill", "--all", "web", "TERM"][..],
+        &["kill", "--all", "web", "KILL"],
+        &["ps", "web"],
+    ] {
+        let ended = oci.run(call);
+        assert_eq!(ended.code, 1, "{call:?}");
+        let told = ended.err.contains("cgroup.procs/below") && ended.err.contains("ENOTDIR");
+        assert!(told, "{call:?}: {}", ended.err);
+    }
+    std::fs::write(&file, whole).unwrap();
+    assert_eq!(oci.status("web"), "running");
 }

@@ -52,6 +52,7 @@ pub(crate) const TEST: &[Package] = &[
     ("podman", "/usr/bin/podman"),
     ("conmon", "/usr/bin/conmon"),
     ("runc", "/usr/sbin/runc"),
+    ("uidmap", "/usr/bin/newuidmap"),
 ];
 
 /// What the virtual machine needs: its maker and its hardware.

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use knarr_runtime::rootless::is_nested;
+use rustix::process::geteuid;
+
 use crate::args::{self, Flag, Order, Parsed, Takes};
 use crate::failure::{Failure, Result};
 use crate::log::Log;
@@ -18,6 +21,32 @@ pub(crate) struct Globals {
     pub(crate) log: Log,
     /// `cgroupsPath` is `slice:prefix:name`.
     pub(crate) systemd_cgroup: bool,
+    /// What `--rootless` says; none for auto.
+    rootless: Option<bool>,
+}
+
+impl Globals {
+    /// Whether the caller is not the machine's root, and so may have to do without cgroups.
+    pub(crate) fn rootless(&self) -> bool {
+        self.rootless
+            .unwrap_or_else(|| !geteuid().is_root() || is_nested())
+    }
+}
+
+/// Where state is unless `--root` says it: who is not the machine's root has a folder for that.
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(own)
+            if !own.is_empty()
+                && (!geteuid().is_root()
+                    || crate::rootless::entered()
+                    || (is_nested()
+                        && std::env::var_os("USER").is_none_or(|user| user != "root"))) =>
+        {
+            PathBuf::from(own).join("knarr-oci")
+        }
+        _ => PathBuf::from(ROOT),
+    }
 }
 
 /// How many arguments a command takes.
@@ -115,7 +144,7 @@ static GLOBALS: &[Flag] = &[
     value("log-format", "text or json (default: text)"),
     value(
         "root",
-        "folder for containers' state (default: /run/knarr-oci)",
+        "folder for containers' state (default: /run/knarr-oci, or $XDG_RUNTIME_DIR/knarr-oci for all but root)",
     ),
     value(
         "criu",
@@ -127,7 +156,7 @@ static GLOBALS: &[Flag] = &[
     ),
     value(
         "rootless",
-        "false or auto, which are the same here; true is not served (default: auto)",
+        "whether a cgroup that cannot be made is left out: true, false, or auto (default: auto), which is true for all but root",
     ),
     flag("help,h", "show this"),
     flag("version,v", "print the version"),
@@ -362,20 +391,22 @@ pub(crate) fn run() -> ExitCode {
         return ExitCode::from(3);
     };
     let mut globals = Globals {
-        root: PathBuf::from(
-            wanted
-                .value("root")
-                .filter(|root| !root.is_empty())
-                .unwrap_or(ROOT),
-        ),
+        root: wanted
+            .value("root")
+            .filter(|root| !root.is_empty())
+            .map_or_else(default_root, PathBuf::from),
         systemd_cgroup: wanted.is_set("systemd-cgroup"),
+        rootless: None,
         log,
     };
     if wanted.value("criu").is_some_and(|path| !path.is_empty()) {
         let ignored = "--criu is ignored: knarr-oci makes no checkpoints (leave it out)";
         globals.log.warning(ignored);
     }
-    let done = served(wanted.value("rootless")).and_then(|()| invoke(command, &mut globals, rest));
+    let done = rootless(wanted.value("rootless")).and_then(|rootless| {
+        globals.rootless = rootless;
+        invoke(command, &mut globals, rest)
+    });
     match done {
         Ok(code) => code,
         Err(mut failure) => {
@@ -388,13 +419,12 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Whether `--rootless` asks for what is served.
-fn served(rootless: Option<&str>) -> Result<()> {
-    match rootless {
-        None | Some("" | "auto" | "0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(()),
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Err(Failure::usage(
-            "--rootless true is not served: cgroups that cannot be made are always an error (leave it out)",
-        )),
+/// `--rootless`; none for auto.
+fn rootless(word: Option<&str>) -> Result<Option<bool>> {
+    match word {
+        None | Some("" | "auto") => Ok(None),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
         Some(other) => Err(Failure::usage(format!(
             "--rootless: `{other}` is not true, false or auto"
         ))),

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use knarr_cgroup::{Cgroup, Layout};
+use knarr_diag::{Class, Explain as _};
 use knarr_fs::Error as FsError;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -214,16 +215,37 @@ impl Container {
         Ok(Some(Cgroup::open(&Layout::detect()?, plan)?))
     }
 
+    /// The same; none also where it is gone, as it may be once the container has stopped.
+    ///
+    /// # Errors
+    /// What is there and cannot be opened.
+    pub(crate) fn living_cgroup(&self) -> Result<Option<Cgroup>> {
+        let Some(plan) = &self.record.cgroup else {
+            return Ok(None);
+        };
+        living(&Layout::detect()?, plan)
+    }
+
     /// The same, for what cannot do without.
     ///
     /// # Errors
     /// What is gone; a container without one.
     pub(crate) fn need_cgroup(&self, what: &str) -> Result<Cgroup> {
-        self.cgroup()?.ok_or_else(|| {
-            Failure::new(format!(
-                "cannot {what} a container without cgroups (they are not delegated to its user)"
-            ))
-        })
+        self.may(what)?;
+        self.cgroup()?.ok_or_else(does_not_exist)
+    }
+
+    /// Whether it has a cgroup at all, to do something with.
+    ///
+    /// # Errors
+    /// That it has none.
+    pub(crate) fn may(&self, what: &str) -> Result<()> {
+        if self.record.cgroup.is_some() {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "cannot {what} a container without a cgroup (none was delegated to its user: start it with `systemd-run --user --scope -p Delegate=yes`, or use --systemd-cgroup)"
+        )))
     }
 
     /// Removes all that is left of a stopped container.
@@ -238,10 +260,18 @@ impl Container {
     }
 }
 
+fn living(layout: &Layout, plan: &knarr_cgroup::Plan) -> Result<Option<Cgroup>> {
+    match Cgroup::open(layout, plan) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(error) if error.class() == Class::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Kills what is in a container's cgroups and removes them.
 pub(crate) fn remove_cgroup(plan: &knarr_cgroup::Plan) -> Result<()> {
     let layout = Layout::detect()?;
-    if let Ok(cgroup) = Cgroup::open(&layout, plan)
+    if let Some(cgroup) = living(&layout, plan)?
         && cgroup.is_populated()?
     {
         cgroup.kill()?;

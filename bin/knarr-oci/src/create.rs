@@ -4,15 +4,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use knarr_cgroup::{Cgroup, Layout, Mode as CgroupMode};
+use knarr_cgroup::{Cgroup, Layout};
 use knarr_fs::Error as FsError;
 use knarr_runtime::process::Identity;
+use knarr_runtime::rootless::is_nested;
 use knarr_runtime::seal::{self, Executable};
-use knarr_runtime::{
-    Begun, Capability, CgroupView, Extras, Launch, Namespace, Plan, PlanOptions, Stdio, hook_plan,
-    weak,
-};
-use knarr_spec::runtime::{Config, DeviceRule, Resources};
+use knarr_runtime::{Begun, Extras, Launch, Namespace, Plan, PlanOptions, Stdio, hook_plan, weak};
 use knarr_sys::Failure as SysFailure;
 use knarr_sys::mount::{Change, Propagation, mount_setattr};
 use knarr_sys::process::CStringArray;
@@ -26,19 +23,18 @@ use crate::command::Globals;
 use crate::container::{self, Container, Lock, OWN};
 use crate::failure::{Failure, Result};
 use crate::foreground::{self, Console};
-use crate::log::Log;
 use crate::state::{GATE, Phase, Record, VERSION};
-use crate::{clock, delete};
+use crate::{bundle, cgroups, clock, delete, rootless};
 
 /// `create`.
 pub(crate) fn create(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
-    seal_self()?;
     let request = Request::parse(parsed, true)?;
+    seal_self(rootless::enter(&request.bundle)?)?;
     let (preparation, rootfs) = prepare(globals, &request)?;
     let console = preparation.console(&request)?;
     let made = Made::new(preparation, globals)?;
     let gate = made.gate()?;
-    let begun = made.begin(&request, rootfs, Some(gate))?;
+    let begun = made.begin(&request, rootfs, Some(gate), globals)?;
     let created = begun
         .ready()
         .map_err(|error| Failure::from(error).during("unable to start container process"))?;
@@ -59,8 +55,8 @@ pub(crate) fn create(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
 
 /// `run`.
 pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
-    seal_self()?;
     let request = Request::parse(parsed, parsed.is_set("detach"))?;
+    seal_self(rootless::enter(&request.bundle)?)?;
     let (preparation, rootfs) = prepare(globals, &request)?;
     let console = preparation.console(&request)?;
     let foreground = if request.detach {
@@ -69,7 +65,7 @@ pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
         Some(foreground::prepare(!parsed.is_set("no-subreaper"))?)
     };
     let made = Made::new(preparation, globals)?;
-    let begun = made.begin(&request, rootfs, None)?;
+    let begun = made.begin(&request, rootfs, None, globals)?;
     let init = Identity::of(begun.pid())?;
     if let Some(pidfd) = begun.pidfd() {
         request.listeners.announce(init.pid, pidfd)?;
@@ -108,9 +104,10 @@ pub(crate) fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
 }
 
 /// Goes on from a read-only mount of this program, so that nothing in a container can overwrite it
-/// through `/proc/PID/exe` (CVE-2019-5736).
-pub(crate) fn seal_self() -> Result<()> {
-    if weak::off("seal") || seal::is_sealed() {
+/// through `/proc/PID/exe` (CVE-2019-5736). One that has entered a user namespace goes on in any case:
+/// the exec makes it that namespace's own.
+pub(crate) fn seal_self(entered: bool) -> Result<()> {
+    if !entered && (weak::off("seal") || seal::is_sealed()) {
         return Ok(());
     }
     let c_string = |text: std::ffi::OsString| {
@@ -124,7 +121,8 @@ pub(crate) fn seal_self() -> Result<()> {
         entry.push(value);
         c_string(entry)
     });
-    let env = CStringArray::new(env.collect());
+    let mark = entered.then(|| c_string(format!("{}=1", rootless::ENTERED).into()));
+    let env = CStringArray::new(env.chain(mark).collect());
     Err(Executable::of_self()?.exec(&args, &env).into())
 }
 
@@ -202,7 +200,6 @@ fn absolute(path: &str) -> Result<PathBuf> {
 /// What was decided before anything was made.
 struct Preparation {
     plan: Plan,
-    cgroup: knarr_cgroup::Plan,
     layout: Layout,
     record: Record,
     /// Descriptors from 3 on that the program keeps.
@@ -220,9 +217,10 @@ impl Preparation {
 }
 
 fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, OwnedFd)> {
-    let mut config = load(&request.bundle)?;
+    let mut config = bundle::load(&request.bundle)?;
     container::check_id(&request.id)?;
-    grant(&mut config, &mut globals.log);
+    bundle::grant(&mut config, &mut globals.log);
+    rootless::translate(&mut config)?;
     let layout = Layout::detect()?;
     let seccomp = config
         .linux
@@ -235,7 +233,8 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
         user: None,
         init: false,
         keep_keyring: request.keep_keyring,
-        cgroup_view: cgroup_view(&config, &layout)?,
+        cgroup_view: cgroups::view(&config, &layout)?,
+        nested: is_nested(),
     };
     let mut plan = knarr_runtime::plan(&config, &options)?;
     if weak::off("userns") {
@@ -243,7 +242,7 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
         plan.user_namespace = None;
     }
     let preserve = keep_descriptors(&mut plan, request.preserve)?;
-    let cgroup = cgroup_plan(globals, &config, &layout, &request.id)?;
+    let cgroup = cgroups::plan(globals, &config, &layout, &request.id)?;
     let rootfs = match &config.root {
         Some(root) => request.bundle.join(&root.path),
         None => return Err(Failure::new("root: missing in config.json")),
@@ -264,7 +263,7 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
         rootfs: rootfs.display().to_string(),
         created: clock::nanoseconds(),
         annotations: config.annotations.clone(),
-        cgroup: Some(cgroup.clone()),
+        cgroup,
         init: None,
         plan: None,
         poststart: hook_plans("poststart", &hooks.poststart)?,
@@ -272,174 +271,11 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
     };
     let preparation = Preparation {
         plan,
-        cgroup,
         layout,
         record,
         preserve,
     };
     Ok((preparation, tree))
-}
-
-/// Reads a bundle's configuration; relative paths in it start at the bundle.
-fn load(bundle: &Path) -> Result<Config> {
-    let path = bundle.join("config.json");
-    let bytes = match knarr_fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.is_not_found() => {
-            return Err(Failure::new(
-                "JSON specification file config.json not found",
-            ));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let mut config: Config = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    if !config.oci_version.starts_with("1.") {
-        return Err(Failure::new(format!(
-            "ociVersion: `{}` is not served, only 1.x",
-            config.oci_version
-        )));
-    }
-    for mount in &mut config.mounts {
-        let is_bind = mount.kind.as_deref() == Some("bind")
-            || mount
-                .options
-                .iter()
-                .any(|option| option == "bind" || option == "rbind");
-        if let (true, Some(source)) = (is_bind, &mount.source)
-            && !source.starts_with('/')
-            && !source.is_empty()
-        {
-            mount.source = Some(bundle.join(source).display().to_string());
-        }
-    }
-    Ok(config)
-}
-
-/// Takes out the capabilities that cannot be given: "runtimes SHOULD NOT fail if the container
-/// configuration requests capabilities that cannot be granted" (config.md), they warn.
-fn grant(config: &mut Config, log: &mut Log) {
-    let new_user_namespace = config.linux.as_ref().is_some_and(|linux| {
-        linux
-            .namespaces
-            .iter()
-            .any(|namespace| namespace.kind == "user")
-    });
-    let Some(sets) = config
-        .process
-        .as_mut()
-        .and_then(|process| process.capabilities.as_mut())
-    else {
-        return;
-    };
-    let all = u64::MAX;
-    let own = if new_user_namespace {
-        all
-    } else {
-        rustix::thread::capabilities(None).map_or(all, |sets| sets.permitted.bits())
-    };
-    let mut refused = std::collections::BTreeSet::new();
-    for set in [
-        &mut sets.bounding,
-        &mut sets.effective,
-        &mut sets.permitted,
-        &mut sets.inheritable,
-        &mut sets.ambient,
-    ] {
-        set.retain(|name| {
-            let granted = Capability::parse(name).is_some_and(|one| own & one.bit() != 0);
-            if !granted {
-                refused.insert(name.clone());
-            }
-            granted
-        });
-    }
-    // The kernel asks for both before it makes one ambient (capabilities(7)).
-    let (permitted, inheritable) = (&sets.permitted, &sets.inheritable);
-    sets.ambient.retain(|name| {
-        let granted = permitted.contains(name) && inheritable.contains(name);
-        if !granted {
-            refused.insert(format!("{name} (ambient)"));
-        }
-        granted
-    });
-    if !refused.is_empty() {
-        let names: Vec<&str> = refused.iter().map(String::as_str).collect();
-        log.warning(&format!(
-            "capabilities that cannot be granted are left out: {}",
-            names.join(" ")
-        ));
-    }
-}
-
-/// What mounts of cgroups show.
-fn cgroup_view(config: &Config, layout: &Layout) -> Result<CgroupView> {
-    let asked = config
-        .mounts
-        .iter()
-        .any(|mount| mount.kind.as_deref() == Some("cgroup"));
-    if !asked || layout.mode() == CgroupMode::Unified {
-        return Ok(CgroupView::Unified);
-    }
-    let mountinfo = knarr_fs::read_to_string(Path::new("/proc/self/mountinfo"))?;
-    Ok(CgroupView::hierarchies(&mountinfo))
-}
-
-/// Where its cgroup is, and what it limits.
-fn cgroup_plan(
-    globals: &Globals,
-    config: &Config,
-    layout: &Layout,
-    id: &str,
-) -> Result<knarr_cgroup::Plan> {
-    if globals.systemd_cgroup {
-        return Err(Failure::new(
-            "--systemd-cgroup is not served yet (leave it out, or set the engine's cgroup manager to cgroupfs)",
-        ));
-    }
-    let linux = config.linux.as_ref();
-    let mut resources = linux
-        .and_then(|linux| linux.resources.clone())
-        .unwrap_or_default();
-    add_default_devices(&mut resources);
-    let path = linux
-        .and_then(|linux| linux.cgroups_path.as_deref())
-        .filter(|path| !path.is_empty())
-        .unwrap_or(id);
-    Ok(knarr_cgroup::Plan::from_resources(
-        layout, &resources, path,
-    )?)
-}
-
-/// What every container may use, whatever the rules say (config-linux.md, "Default Devices"):
-/// everything else is forbidden unless a rule allows it.
-fn add_default_devices(resources: &mut Resources) {
-    let rule = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| DeviceRule {
-        allow: true,
-        kind: Some(kind.to_owned()),
-        major,
-        minor,
-        access: Some(access.to_owned()),
-    };
-    if resources.devices.is_empty() {
-        resources.devices.push(DeviceRule {
-            allow: false,
-            access: Some("rwm".to_owned()),
-            ..DeviceRule::default()
-        });
-    }
-    resources.devices.extend([
-        rule("c", None, None, "m"),
-        rule("b", None, None, "m"),
-        rule("c", Some(1), Some(3), "rwm"),
-        rule("c", Some(1), Some(5), "rwm"),
-        rule("c", Some(1), Some(7), "rwm"),
-        rule("c", Some(1), Some(8), "rwm"),
-        rule("c", Some(1), Some(9), "rwm"),
-        rule("c", Some(5), Some(0), "rwm"),
-        rule("c", Some(5), Some(2), "rwm"),
-        rule("c", Some(136), None, "rwm"),
-    ]);
 }
 
 /// How many descriptors from 3 on the program keeps: sockets that systemd passes to a service
@@ -519,7 +355,7 @@ struct Made {
 }
 
 impl Made {
-    fn new(preparation: Preparation, globals: &Globals) -> Result<Self> {
+    fn new(preparation: Preparation, globals: &mut Globals) -> Result<Self> {
         let (dir, lock) = container::claim(&globals.root, &preparation.record.id)?;
         let mut made = Self {
             dir,
@@ -529,8 +365,12 @@ impl Made {
         };
         made.preparation.record.save(&made.dir)?;
         knarr_fs::failpoint!("oci.claimed");
-        let cgroup = Cgroup::create(&made.preparation.layout, &made.preparation.cgroup)?;
-        made.cgroup = Some(cgroup);
+        if let Some(plan) = made.preparation.record.cgroup.take() {
+            made.cgroup = cgroups::create(globals, &made.preparation.layout, &plan)?;
+            if made.cgroup.is_some() {
+                made.preparation.record.cgroup = Some(plan);
+            }
+        }
         knarr_fs::failpoint!("oci.cgroup");
         Ok(made)
     }
@@ -568,7 +408,9 @@ impl Made {
         request: &Request,
         rootfs: OwnedFd,
         gate: Option<OwnedFd>,
+        globals: &mut Globals,
     ) -> Result<Begun<'a>> {
+        let rootless = globals.rootless();
         let preparation = &self.preparation;
         let stdio = if preparation.plan.process.terminal.is_some() {
             Stdio::Terminal
@@ -594,8 +436,14 @@ impl Made {
         .map_err(|error| Failure::from(error).during("unable to start container process"))?;
         knarr_fs::failpoint!("oci.begun");
         if let Some(cgroup) = &self.cgroup {
-            // Engines read a container's numbers in v1 hierarchies by its process.
-            cgroup.join_all(begun.pid())?;
+            if cgroup.plan().unit.is_some() {
+                // systemd makes it around the process.
+                cgroups::warn(&mut globals.log, &cgroup.join_limits(begun.pid())?);
+            }
+            if !rootless {
+                // Engines read a container's numbers in v1 hierarchies by its process.
+                cgroup.join_all(begun.pid())?;
+            }
         }
         begun.joined()?;
         Ok(begun)
@@ -623,8 +471,8 @@ impl Drop for Made {
         }
         // The error that led here is the one to tell; what cannot be removed now is removed by
         // the next call that touches the id.
-        if self.cgroup.is_some() {
-            container::remove_cgroup(&self.preparation.cgroup).ok();
+        if let (Some(_), Some(plan)) = (&self.cgroup, &self.preparation.record.cgroup) {
+            container::remove_cgroup(plan).ok();
         }
         knarr_fs::remove_tree(&self.dir).ok();
     }

@@ -53,7 +53,7 @@ fn end(container: &Container) -> Result<()> {
     };
     process::kill(&pidfd)
         .map_err(|cause| Failure::new(format!("unable to signal init: {cause}")))?;
-    if let Some(cgroup) = container.cgroup().unwrap_or_default() {
+    if let Some(cgroup) = container.living_cgroup()? {
         cgroup.kill()?;
     }
     let deadline = Instant::now() + PATIENCE;

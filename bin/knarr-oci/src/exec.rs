@@ -10,7 +10,7 @@ use knarr_runtime::{
     UserPlan, exec_then,
 };
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::process::Pid;
+use rustix::process::{DumpableBehavior, Pid};
 
 use crate::args::Parsed;
 use crate::command::Globals;
@@ -28,7 +28,7 @@ pub(crate) fn exec(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
 }
 
 fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
-    seal_self()?;
+    seal_self(false)?;
     let (id, command) = match parsed.rest.split_first() {
         Some((id, command)) => (id.as_str(), command),
         None => ("", [].as_slice()),
@@ -91,9 +91,13 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
         own_stdio: true,
         state: Some(record.oci("running")),
     };
-    let plan = ExecPlan::new(plan, process);
+    let rootless = globals.rootless();
+    let mut plan = ExecPlan::new(plan, process);
+    if !rustix::process::geteuid().is_root() {
+        inherit_oom_score(plan.process.oom_score_adj.take())?;
+    }
     let process = exec_then(&target, &plan, stdio, extras, |pid| {
-        if let Some(cgroup) = &cgroup {
+        if let (Some(cgroup), false) = (&cgroup, rootless) {
             cgroup.join_all(pid)?;
         }
         Ok(())
@@ -118,6 +122,32 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     let terminal = process.terminal.filter(|_| matches!(console, Console::Own));
     let exit = foreground.wait(&process.pidfd, terminal)?;
     Ok(foreground::exit_code(exit))
+}
+
+/// Gives this process the score that the new one shall have: a caller without rights may not write that
+/// one's, which is root's in the container's eyes until it runs its program.
+fn inherit_oom_score(adjust: Option<i32>) -> Result<()> {
+    let Some(adjust) = adjust else {
+        return Ok(());
+    };
+    let path = Path::new("/proc/self/oom_score_adj");
+    let own = knarr_fs::read_to_string(path)?;
+    if own.trim() == adjust.to_string() {
+        return Ok(());
+    }
+    let dumpable = |behavior| {
+        rustix::process::set_dumpable_behavior(behavior)
+            .map_err(|errno| Failure::new(format!("prctl: {errno}")))
+    };
+    dumpable(DumpableBehavior::Dumpable)?;
+    let written = std::fs::write(path, adjust.to_string());
+    dumpable(DumpableBehavior::NotDumpable)?;
+    written.map_err(|error| {
+        Failure::new(format!(
+            "cannot write `{adjust}` to {}: {error}",
+            path.display()
+        ))
+    })
 }
 
 /// What to run: `--process`, or the container's own process with what the flags change in it.

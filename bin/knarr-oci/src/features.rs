@@ -82,8 +82,8 @@ pub(crate) fn features(_: &mut Globals, _: &Parsed) -> Result<ExitCode> {
             "cgroup": {
                 "v1": true,
                 "v2": true,
-                "systemd": false,
-                "systemdUser": false,
+                "systemd": true,
+                "systemdUser": true,
                 "rdma": true,
             },
             "seccomp": {

@@ -51,7 +51,21 @@ pub(crate) fn kill(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
 
 /// To all processes of its cgroup; whether there was one.
 fn signal_all(container: &Container, signal: i32) -> Result<bool> {
-    let Some(cgroup) = container.cgroup().unwrap_or_default() else {
+    let own = container.record.plan.as_ref();
+    if container.record.cgroup.is_none()
+        && signal == SIGKILL
+        && own.is_some_and(|plan| plan.create.contains(&Namespace::Pid))
+    {
+        // The others end with the first.
+        let init = container.record.init.as_ref().ok_or_else(not_running)?;
+        return match init.open()? {
+            Some(pidfd) => process::signal(&pidfd, signal)
+                .map_err(|cause| Failure::new(format!("unable to signal init: {cause}"))),
+            None => Ok(false),
+        };
+    }
+    container.may("signal all processes of")?;
+    let Some(cgroup) = container.living_cgroup()? else {
         return Ok(false);
     };
     if signal == SIGKILL {

@@ -22,6 +22,8 @@
 )]
 
 mod args;
+mod bundle;
+mod cgroups;
 mod clock;
 mod command;
 mod container;
@@ -36,6 +38,7 @@ mod kill;
 mod list;
 mod log;
 mod processes;
+mod rootless;
 mod skeleton;
 mod start;
 mod state;

@@ -140,14 +140,16 @@ fn owner(dir: &Path) -> String {
     let Ok(stat) = rustix::fs::stat(dir) else {
         return String::new();
     };
+    user_name(stat.st_uid).unwrap_or_else(|| format!("#{}", stat.st_uid))
+}
+
+/// The name of a user in the host's passwd.
+pub(crate) fn user_name(uid: u32) -> Option<String> {
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let uid = stat.st_uid.to_string();
-    passwd
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            (fields.nth(1) == Some(&uid)).then(|| name.to_owned())
-        })
-        .unwrap_or_else(|| format!("#{uid}"))
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(&uid)).then(|| name.to_owned())
+    })
 }

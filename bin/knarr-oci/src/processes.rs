@@ -14,14 +14,14 @@ pub(crate) fn ps(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
         None => ("", [].as_slice()),
     };
     let container = Container::open(&globals.root, id)?;
-    // A stopped container's cgroup may be gone.
-    let pids: Vec<i32> = match container.cgroup() {
-        Ok(Some(cgroup)) => cgroup
+    container.may("list the processes of")?;
+    let pids: Vec<i32> = match container.living_cgroup()? {
+        Some(cgroup) => cgroup
             .processes()?
             .iter()
             .map(|pid| pid.as_raw_nonzero().get())
             .collect(),
-        Ok(None) | Err(_) => Vec::new(),
+        None => Vec::new(),
     };
     match parsed.value("format").unwrap_or("table") {
         "json" => {

@@ -96,6 +96,7 @@ impl Engine {
             cgroup_view: spec::cgroup_view(layout.mode(), cgroup.needs_join(layout), || {
                 knarr_fs::read_to_string(Path::new("/proc/self/mountinfo")).unwrap_or_default()
             }),
+            nested: false,
         };
         let runtime = knarr_runtime::plan(&config, &options)
             .map_err(|error| Error::from(knarr_diag::Report::from(error)))?;

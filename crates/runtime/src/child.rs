@@ -220,7 +220,15 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
     }
     let mut joined = job.cgroups == CgroupNamespace::AtOnce;
     for (index, mount) in tree.mounts.iter().enumerate() {
-        if !matches!(mount.source, Source::Hierarchies { .. }) {
+        let waits = match &mount.source {
+            Source::Hierarchies { .. } => true,
+            // Its root is the one of the namespace that it is mounted from.
+            Source::New { file_system, .. } => {
+                job.cgroups == CgroupNamespace::Late && file_system.as_c_str() == c"cgroup2"
+            }
+            Source::Tree { .. } => false,
+        };
+        if !waits {
             attach(root, mount, index)?;
             continue;
         }

@@ -33,7 +33,8 @@ pub struct Launch<'a> {
     pub rootfs: OwnedFd,
     /// The program's standard files.
     pub stdio: Stdio,
-    /// A cgroup v2 directory that the container is born in.
+    /// A cgroup v2 directory that the container is born in; without one it waits, before it makes a
+    /// cgroup namespace of its own, for [`Begun::joined`].
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Sources of bind mounts that the caller opened itself (O_PATH descriptors or detached
     /// mounts), by index in `plan.mounts`.
@@ -402,8 +403,9 @@ pub fn begin(launch: Launch<'_>) -> Result<Begun<'_>> {
     let tree = prepare::tree(plan, &root, binds)?;
     let prepared = prepare::process(&plan.process, &root)?;
     let files = files(stdio)?;
-    let waits_for_cgroups = plan.waits_for_cgroups();
     let own_cgroups = plan.create.contains(&Namespace::Cgroup);
+    // Who is not born in its cgroup can make its namespace only once it is there.
+    let waits_for_cgroups = plan.waits_for_cgroups() || (own_cgroups && cgroup.is_none());
     let cgroups = match (waits_for_cgroups, own_cgroups) {
         (false, _) => CgroupNamespace::AtOnce,
         (true, true) => CgroupNamespace::Late,

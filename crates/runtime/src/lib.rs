@@ -45,6 +45,7 @@ mod launch;
 mod plan;
 mod prepare;
 pub mod process;
+pub mod rootless;
 pub mod seal;
 mod step;
 pub mod user;

@@ -52,6 +52,10 @@ pub struct Plan {
     /// The device nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DevicePlan>,
+    /// Whether the caller's nodes are bound instead of making some: nobody may make any in a user
+    /// namespace, and the caller is in one. With one of the container's own they are bound anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bind_devices: bool,
     /// Paths covered by an empty read-only directory or `/dev/null`; absent ones are passed over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masked: Vec<String>,
@@ -598,6 +602,8 @@ pub struct PlanOptions {
     pub keep_keyring: bool,
     /// What mounts of type `cgroup` show.
     pub cgroup_view: CgroupView,
+    /// The caller is in a user namespace that is not the first ([`crate::rootless::is_nested`]).
+    pub nested: bool,
 }
 
 impl Plan {

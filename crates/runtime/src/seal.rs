@@ -123,7 +123,12 @@ pub fn is_sealed() -> bool {
     let readonly = rustix::fs::fstatvfs(&file)
         .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     readonly
-        || std::fs::read_link("/proc/self/exe").is_ok_and(|path| path.starts_with("/memfd:knarr"))
+        || std::fs::read_link("/proc/self/exe").is_ok_and(|path| {
+            // The kernel adds ` (deleted)`.
+            path.as_os_str()
+                .as_encoded_bytes()
+                .starts_with(b"/memfd:knarr ")
+        })
 }
 
 /// Keeps processes of lesser rights from looking into this one (`/proc/PID/mem`, `fd`, `exe`). The

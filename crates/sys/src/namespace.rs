@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::{Failure, Result};
 
@@ -54,19 +55,39 @@ fn unshare(flags: i32) -> Result<()> {
 /// As clone3(2) and write(2) to `/proc/PID/uid_map`: EPERM without the right, EINVAL for maps that
 /// overlap or have too many lines.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    let child = Child::sleeping()?;
-    let proc = format!("/proc/{}", child.pid);
-    for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-        // One write(2) for the whole map, as user_namespaces(7) asks.
-        std::fs::write(format!("{proc}/{file}"), map)
-            .map_err(|error| Failure::from_io("write", &error))?;
-    }
+    let write = |pid: Pid| {
+        for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+            // One write(2) for the whole map, as user_namespaces(7) asks.
+            std::fs::write(format!("/proc/{}/{file}", pid.as_raw_nonzero()), map)
+                .map_err(|error| Failure::from_io("write", &error))?;
+        }
+        Ok(())
+    };
+    user_namespace_by(write, |failure| failure)
+}
+
+/// [`user_namespace`] with maps that `write` writes, or has written (newuidmap(1)), for the process in
+/// it whose id it gets. `failed` makes an error of the caller's.
+///
+/// # Errors
+/// As clone3(2), and what `write` says.
+pub fn user_namespace_by<E>(
+    write: impl FnOnce(Pid) -> std::result::Result<(), E>,
+    failed: impl Fn(Failure) -> E,
+) -> std::result::Result<OwnedFd, E> {
+    let child = Child::sleeping().map_err(&failed)?;
+    let pid = Pid::from_raw(child.pid).ok_or(Failure {
+        call: "clone3",
+        errno: Errno::SRCH,
+    });
+    write(pid.map_err(&failed)?)?;
     rustix::fs::open(
-        format!("{proc}/ns/user"),
+        format!("/proc/{}/ns/user", child.pid),
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )
     .map_err(Failure::of("open"))
+    .map_err(failed)
 }
 
 /// A child in a new user namespace that only waits to be killed.

@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "criu",
     "procps",
     "uidmap",
+    "runc",
 ];
 
 /// Runs on the finished tree, its path in `$1`: the kernel without its maintainer scripts (they would

@@ -34,6 +34,9 @@ const SUITES: &[(&str, &str)] = &[
     ("knarr-seccomp", "load"),
     ("knarr-tests", "cgroup_views"),
     ("knarr-tests", "lifecycle"),
+    ("knarr-tests", "oci_apparmor"),
+    ("knarr-tests", "oci_commands"),
+    ("knarr-tests", "oci_systemd"),
     ("knarr-tests", "run"),
     ("knarr-tests", "volumes"),
 ];

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use knarr_sys::Failure;
 use knarr_sys::rustix::io::Errno;
-use knarr_sys::rustix::process::geteuid;
 
 use super::message::{self, Kind, Message, Method, Writer};
 use crate::{Error, Result};
@@ -236,7 +235,7 @@ fn sockets(user: bool) -> Vec<(PathBuf, bool)> {
         found.push((PathBuf::from(path), true));
     }
     let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(
-        || Path::new("/run/user").join(geteuid().as_raw().to_string()),
+        || Path::new("/run/user").join(super::caller().to_string()),
         PathBuf::from,
     );
     found.push((folder.join("bus"), true));

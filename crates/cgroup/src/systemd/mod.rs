@@ -107,7 +107,7 @@ impl Unit {
     /// The path of the unit's cgroup, absolute below every hierarchy's mount point.
     pub(crate) fn path(&self) -> Result<String> {
         let manager = if self.user {
-            let uid = geteuid().as_raw();
+            let uid = caller();
             format!("/user.slice/user-{uid}.slice/user@{uid}.service")
         } else {
             // The system's manager may itself be in a cgroup: in a container, say.
@@ -223,6 +223,23 @@ impl Unit {
             reason: format!("{} ({})", refusal.text, refusal.name),
         }
     }
+}
+
+/// The caller's user id as the machine has it: in a user namespace it may be 0.
+fn caller() -> u32 {
+    let own = geteuid().as_raw();
+    let map = control::read(Path::new("/proc/self/uid_map")).unwrap_or_default();
+    let outside = |line: &str| {
+        let mut fields = line.split_whitespace().map(str::parse::<u32>);
+        let (inside, outside, size) = (
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+            fields.next()?.ok()?,
+        );
+        let offset = own.checked_sub(inside).filter(|offset| *offset < size)?;
+        outside.checked_add(offset)
+    };
+    map.lines().find_map(outside).unwrap_or(own)
 }
 
 /// The limits that systemd has properties for (systemd.resource-control(5)). All of them are written

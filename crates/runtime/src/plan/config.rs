@@ -135,6 +135,7 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
         },
         mounts,
         dev_links: !dev_is_bound,
+        bind_devices: options.nested,
         devices: if dev_is_bound {
             Vec::new()
         } else {

@@ -171,8 +171,7 @@ pub(crate) fn tree(plan: &Plan, root: &Root, opened: Vec<(usize, OwnedFd)>) -> R
             plan.mount_label.as_deref(),
         )?);
     }
-    // Nobody makes nodes in a user namespace, new or joined.
-    let bind_devices = plan.namespaces().contains(&Namespace::User);
+    let bind_devices = plan.bind_devices || plan.namespaces().contains(&Namespace::User);
     let devices = plan
         .devices
         .iter()
