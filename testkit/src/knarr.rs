@@ -36,7 +36,7 @@ impl Output {
 }
 
 impl Knarr {
-    /// Fresh roots below `target/tmp` (a real disk: EROFS does not mount from tmpfs).
+    /// Fresh roots and a private network for the calling thread. The roots are below `target/tmp` (a real disk: EROFS does not mount from tmpfs).
     ///
     /// # Errors
     /// When the folder cannot be made, or the binaries are not built.
@@ -45,6 +45,7 @@ impl Knarr {
             binary("knarr").exists() && binary("knarr-monitor").exists(),
             "the binaries are not built: run `cargo x build` first"
         );
+        crate::private_network()?;
         let mut random = [0u8; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let dir = target()
@@ -198,7 +199,16 @@ impl Knarr {
         ] {
             look(root.join(folder), &temporary);
         }
-        for folder in ["containers", "ending", "trash"] {
+        for network in std::fs::read_dir(run.join("networks"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            for folder in ["leases", "names"] {
+                look(network.path().join(folder), &|_| true);
+            }
+        }
+        for folder in ["containers", "ending", "trash", "published"] {
             look(run.join(folder), &|_| true);
         }
         look(run.clone(), &temporary);

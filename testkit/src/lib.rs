@@ -5,6 +5,7 @@
 //!   process, cgroup, mount or folder is left that nobody owns.
 //! - [`fixture`] makes images once and keeps them in `target/fixtures`.
 //! - [`oci::Oci`] is `knarr-oci`, or a peer with the same command line, with bundles of its own.
+//! - [`private_network`] gives every test a network namespace of its own; [`Netns`] makes more.
 //! - [`Registry`] is Debian's `docker-registry` on a free loopback port.
 //! - [`eventually`] waits for a condition with a deadline; nothing here sleeps and hopes.
 //! - [`skip`] tells by name why a test cannot run here; `cargo x test` counts these lines and
@@ -13,6 +14,7 @@
 pub mod fixture;
 mod image;
 mod knarr;
+pub mod net;
 pub mod oci;
 mod registry;
 mod residue;
@@ -20,6 +22,7 @@ mod wait;
 
 pub use image::{ImageBuilder, sha256, tar_folder};
 pub use knarr::{Knarr, Output};
+pub use net::{Netns, private_network};
 pub use registry::Registry;
 pub use residue::Process;
 pub use wait::{eventually, wait_for};

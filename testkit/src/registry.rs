@@ -22,6 +22,7 @@ impl Registry {
     /// # Errors
     /// When Debian's package docker-registry is missing or the server does not come up.
     pub fn start(dir: &Path, htpasswd: Option<&str>) -> Result<Self> {
+        crate::private_network()?;
         std::fs::create_dir_all(dir)?;
         // Bound and closed again: the port is free, and nobody on this machine races for it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

@@ -129,6 +129,7 @@ impl Knarr {
                 found.insert(format!("cgroup {}", path.display()));
             }
         });
+        found.extend(network_residue());
         let root = self.root().parent().map(PathBuf::from).unwrap_or_default();
         let root = root.display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -140,6 +141,25 @@ impl Knarr {
         );
         found
     }
+}
+
+/// Links of containers, and ports that are open in the firewall, in the thread's own network.
+fn network_residue() -> Vec<String> {
+    let links = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let links = links
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim().starts_with("kv"))
+        .map(|(name, _)| format!("link {}", name.trim()));
+    let mut found: Vec<String> = links.collect();
+    let rules = crate::net::output(&["nft", "list", "ruleset"]).unwrap_or_default();
+    for map in rules.split("\tmap ").skip(1) {
+        let map = map.split("\n\t}").next().unwrap_or_default();
+        if map.contains("elements") {
+            found.push(format!("open ports: {map}"));
+        }
+    }
+    found
 }
 
 fn names(dir: &Path) -> impl Iterator<Item = String> {

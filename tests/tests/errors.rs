@@ -106,7 +106,7 @@ fn wrong_words_are_told_with_the_right_ones() -> Result<()> {
         (&["rmi", "nothing"], 1, &["nothing"]),
         (&["pull", "127.0.0.1:1/x"], 1, &["127.0.0.1:1", "refused"]),
         (&["frobnicate"], 1, &["frobnicate"]),
-        (&["network", "ls"], 1, &["network"]),
+        (&["network", "inspect", "nope"], 1, &["nope", "network ls"]),
     ] {
         let output = knarr.run(args.iter().copied())?;
         assert_eq!(output.code, code, "{args:?}: {}", output.stderr);

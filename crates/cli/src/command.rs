@@ -26,7 +26,9 @@ mod load;
 mod login;
 mod logs;
 mod manifest;
+mod network;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod pull;
@@ -166,7 +168,17 @@ static COMMANDS: &[&Command] = &[
     &manifest::PUSH,
     &manifest::REMOVE,
     &logs::COMMAND,
+    &network::CONNECT,
+    &network::CREATE,
+    &network::DISCONNECT,
+    &network::INSPECT,
+    &network::LIST,
+    &network::PRUNE,
+    &network::PUBLISH,
+    &network::REMOVE,
+    &network::UNPUBLISH,
     &pause::PAUSE,
+    &port::COMMAND,
     &push::COMMAND,
     &rename::COMMAND,
     &restart::COMMAND,
@@ -209,6 +221,7 @@ static GROUPS: &[(&str, &str)] = &[
     ("container", "Manage containers"),
     ("image", "Manage images"),
     ("manifest", "Manage image manifests and manifest lists"),
+    ("network", "Manage networks"),
     ("system", "Manage Knarr"),
     ("volume", "Manage volumes"),
 ];

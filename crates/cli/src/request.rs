@@ -4,6 +4,7 @@
 
 pub(crate) mod flags;
 pub(crate) mod mount;
+pub(crate) mod network;
 pub(crate) mod parts;
 
 use std::collections::BTreeMap;
@@ -12,14 +13,18 @@ use std::path::Path;
 use knarr_diag::Class;
 use knarr_engine::CreateRequest;
 use knarr_engine::image::{PullOptions, PullPolicy};
-use knarr_spec::docker::{ContainerConfig, Empty, Healthcheck, HostConfig, LogConfig};
+use knarr_spec::docker::{ContainerConfig, Empty, Healthcheck, HostConfig, LogConfig, PortBinding};
 
 use crate::failure::{Failure, Result};
 use crate::flag::{Parsed, value};
 
 /// Everything that `create` needs, out of a parsed line whose first argument is the image.
 pub(crate) fn create(line: &Parsed) -> Result<CreateRequest> {
-    let host = host(line)?;
+    let (mode, endpoints) = network::networks(line)?;
+    let host = HostConfig {
+        network_mode: mode,
+        ..host(line)?
+    };
     let config = config(line)?;
     if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
         return Err(Failure::invalid(
@@ -43,6 +48,7 @@ pub(crate) fn create(line: &Parsed) -> Result<CreateRequest> {
             .map(str::to_owned),
         config,
         host,
+        endpoints,
         pull,
         pull_options: pull_options(line)?,
     })
@@ -111,6 +117,9 @@ fn config(line: &Parsed) -> Result<ContainerConfig> {
         .filter_map(|text| parts::ports(text).ok())
         .flatten()
     {
+        exposed_ports.insert(port, Empty {});
+    }
+    for (port, _) in published(line) {
         exposed_ports.insert(port, Empty {});
     }
     Ok(ContainerConfig {
@@ -267,7 +276,8 @@ fn host(line: &Parsed) -> Result<HostConfig> {
         binds: optional(binds),
         container_id_file: line.text("cidfile").to_owned(),
         log_config: log(line)?,
-        network_mode: network(line)?,
+        port_bindings: port_bindings(line),
+        publish_all_ports: line.on("publish-all"),
         auto_remove: line.on("rm"),
         volumes_from: optional(line.list("volumes-from")),
         mounts: (!mounts.is_empty()).then_some(mounts),
@@ -343,6 +353,21 @@ pub(crate) fn limits(line: &Parsed) -> Result<HostConfig> {
     })
 }
 
+/// `-p`, each port of the container with its end on the host.
+fn published(line: &Parsed) -> impl Iterator<Item = (String, PortBinding)> {
+    line.all("publish")
+        .filter_map(|text| network::publish(text).ok())
+        .flatten()
+}
+
+fn port_bindings(line: &Parsed) -> BTreeMap<String, Vec<PortBinding>> {
+    let mut all: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
+    for (port, binding) in published(line) {
+        all.entry(port).or_default().push(binding);
+    }
+    all
+}
+
 fn narrow<T: TryFrom<i64> + Default>(line: &Parsed, flag: &str) -> Result<T> {
     match line.int(flag) {
         None => Ok(T::default()),
@@ -368,25 +393,6 @@ fn isolation(line: &Parsed) -> Result<String> {
             Failure::invalid(format!("--isolation: {other:?} is not known"))
                 .hint("use --isolation process"),
         ),
-    }
-}
-
-fn network(line: &Parsed) -> Result<String> {
-    let mode = line.get("network").or_else(|| line.get("net"));
-    let Some(mode) = mode else {
-        return Ok("default".to_owned());
-    };
-    match mode {
-        "" => Err(Failure::invalid("no name set for network")),
-        "none" | "host" | "default" => Ok(mode.to_owned()),
-        "container:" => Err(Failure::invalid(
-            "--net: invalid net mode: invalid container format container:<name|id>",
-        )),
-        _ if mode.starts_with("container:") => Ok(mode.to_owned()),
-        _ => Err(not_served(
-            &format!("--network {mode}"),
-            "networks do not exist yet; use --network host, none or container:ID",
-        )),
     }
 }
 
@@ -763,9 +769,17 @@ mod tests {
             ),
             (vec!["--security-opt", "x"], "invalid --security-opt: \"x\""),
             (
-                vec!["--network", "web"],
-                "--network web is not served by Knarr yet: networks do not exist yet; use --network \
-                 host, none or container:ID",
+                vec!["--network", "web", "--network", "host"],
+                "conflicting options: cannot attach both user-defined and non-user-defined \
+                 network-modes: web and host",
+            ),
+            (
+                vec!["--network", "name=web,ip=10.0.0.2", "--ip", "10.0.0.3"],
+                "conflicting options: cannot specify both --ip and per-network address",
+            ),
+            (
+                vec!["--network", "web", "--net", "web"],
+                "network \"web\" is specified multiple times",
             ),
             (
                 vec!["--log-driver", "syslog"],

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use knarr_spec::docker::{ContainerConfig, HostConfig, RestartPolicy};
 
+use crate::network::{Mode, mode_of};
 use crate::spec::facts::Facts;
 use crate::{Error, Result};
 
@@ -57,17 +58,12 @@ pub(crate) fn settle(
 
 /// What Docker knows and Knarr does not serve yet: refused by name, never ignored.
 fn not_served(host: &HostConfig) -> Result<()> {
-    const NETWORKS: &str =
-        "containers have no network but loopback yet; `--network host` shares the machine's";
     let refuse = |what: String, reason| Err(Error::Unsupported { what, reason });
-    if let Some(port) = host.port_bindings.keys().next() {
-        return refuse(format!("publishing port {port} (-p)"), NETWORKS);
-    }
-    if host.publish_all_ports {
-        return refuse("publishing all ports (-P)".to_owned(), NETWORKS);
-    }
     if host.links.as_ref().is_some_and(|links| !links.is_empty()) {
-        return refuse("--link".to_owned(), NETWORKS);
+        return refuse(
+            "--link".to_owned(),
+            "containers on the same network reach each other by name",
+        );
     }
     if !host.volume_driver.is_empty() && host.volume_driver != "local" {
         return refuse(
@@ -139,12 +135,6 @@ fn defaults(host: &mut HostConfig) {
 /// Which namespaces are whose.
 fn modes(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     let network = host.network_mode.as_str();
-    if !matches!(network, "default" | "none" | "host") && !network.starts_with("container:") {
-        return Err(Error::Unsupported {
-            what: format!("network `{network}`"),
-            reason: "networks do not exist yet; there are none, host and container:NAME",
-        });
-    }
     let check = |field: &str, value: &str, good: &[&str]| {
         let joined = value
             .strip_prefix("container:")
@@ -155,11 +145,12 @@ fn modes(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
             Err(Error::invalid(format!("invalid {field} mode: {value}")))
         }
     };
-    check(
-        "network",
-        network,
-        &["default", "none", "host", "container:"],
-    )?;
+    match mode_of(network) {
+        Mode::Container("") => check("network", network, &[])?,
+        Mode::Namespace(path) if !path.starts_with('/') => check("network", network, &[])?,
+        Mode::Networks(name) => knarr_net::network::check_name(name)?,
+        _ => {}
+    }
     check(
         "IPC",
         &host.ipc_mode,
@@ -648,7 +639,11 @@ mod tests {
                 r#"{"RestartPolicy": {"Name": "always"}, "AutoRemove": true}"#,
                 "'AutoRemove'",
             ),
-            (r#"{"NetworkMode": "bridge"}"#, "networks do not exist yet"),
+            (
+                r#"{"NetworkMode": "a b"}"#,
+                "invalid characters for a network name",
+            ),
+            (r#"{"NetworkMode": "ns:x"}"#, "invalid network mode: ns:x"),
             (
                 r#"{"PortBindings": {"80/tcp": []}}"#,
                 "publishing port 80/tcp (-p) is not supported",

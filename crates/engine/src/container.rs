@@ -1,6 +1,8 @@
 //! What is asked of a container's life.
 
-use knarr_spec::docker::{ContainerConfig, HostConfig};
+use std::collections::BTreeMap;
+
+use knarr_spec::docker::{ContainerConfig, EndpointSettings, HostConfig};
 use knarr_spec::{ContainerId, ContainerName};
 
 /// What `create` and `run` ask for. Everything as the flags say it; the image's part is merged in
@@ -15,6 +17,9 @@ pub struct CreateRequest {
     pub config: ContainerConfig,
     /// How it runs here. Zero and empty mean Docker's defaults.
     pub host: HostConfig,
+    /// How it is on its networks, by their names. The network mode's own is added where it is
+    /// missing.
+    pub endpoints: BTreeMap<String, EndpointSettings>,
     /// `--pull`.
     pub pull: knarr_image::PullPolicy,
     /// `--platform` and how registries are reached.

@@ -1,12 +1,15 @@
 //! Making a container: decide everything, then write it down.
 
+use std::collections::BTreeMap;
+
 use knarr_fs::{Durability, Lock, failpoint};
 use knarr_image::{Hold, Progress};
-use knarr_spec::docker::{ContainerConfig, HostConfig};
+use knarr_spec::docker::{ContainerConfig, EndpointSettings, HostConfig};
 use knarr_spec::{ContainerId, ContainerName, Platform};
 
 use crate::find::{INTENT, Intent};
 use crate::mounts::Wanted;
+use crate::network::{Mode, mode_of};
 use crate::record::{IdRange, MountKind, Paths, Record, Root, VERSION};
 use crate::spec::facts::Facts;
 use crate::{
@@ -22,6 +25,7 @@ pub(crate) struct Draft {
     pub(crate) config: ContainerConfig,
     pub(crate) host: HostConfig,
     pub(crate) mounts: Vec<Wanted>,
+    pub(crate) endpoints: Option<BTreeMap<String, EndpointSettings>>,
     /// Another container's, whose namespaces it joins.
     pub(crate) ids: Option<IdRange>,
     pub(crate) warnings: Vec<String>,
@@ -80,8 +84,9 @@ impl Engine {
         let facts = self.facts();
         warnings.extend(check::settle(&mut config, &mut host, facts)?);
         for extra in host.extra_hosts.iter().flatten() {
-            crate::files::extra_host(extra)?;
+            crate::files::extra_host(extra, None)?;
         }
+        let endpoints = self.endpoints_at_create(&host, &request.endpoints)?;
         let ids = self.joined_at_create(&mut config, &mut host, facts)?;
         let mut others = Vec::new();
         for word in host.volumes_from.iter().flatten() {
@@ -108,10 +113,47 @@ impl Engine {
             config,
             host,
             mounts,
+            endpoints,
             ids,
             warnings,
             hold,
         })
+    }
+
+    /// How it will be on its networks, which must exist; `None` where that is the default.
+    fn endpoints_at_create(
+        &self,
+        host: &HostConfig,
+        asked: &BTreeMap<String, EndpointSettings>,
+    ) -> Result<Option<BTreeMap<String, EndpointSettings>>> {
+        let Mode::Networks(first) = mode_of(&host.network_mode) else {
+            return match asked.keys().next() {
+                None => Ok(None),
+                Some(name) => Err(Error::invalid(format!(
+                    "conflicting options: cannot attach both network {name} and `{}`",
+                    host.network_mode
+                ))),
+            };
+        };
+        // An id becomes a name, so that the record is read without looking.
+        let mut endpoints = BTreeMap::new();
+        for (name, settings) in asked {
+            endpoints.insert(self.network_known(name)?, settings.clone());
+        }
+        let first = self.network_known(first)?;
+        if asked.is_empty() && first == knarr_net::network::DEFAULT {
+            return Ok(None);
+        }
+        endpoints.entry(first).or_default();
+        Ok(Some(endpoints))
+    }
+
+    /// A network's name; the default one need not be made yet.
+    fn network_known(&self, name: &str) -> Result<String> {
+        match name {
+            knarr_net::network::DEFAULT | "default" => Ok(knarr_net::network::DEFAULT.to_owned()),
+            _ => Ok(self.network_named(name)?.name),
+        }
     }
 
     /// Replaces names of other containers by their ids, and takes over what is shared with them.
@@ -242,6 +284,7 @@ impl Engine {
                 .into_iter()
                 .map(|wanted| wanted.mount)
                 .collect(),
+            endpoints: draft.endpoints,
             ids,
         };
         let logs = record.host.log_config.kind == "json-file";
@@ -391,6 +434,7 @@ impl Engine {
             config,
             host: draft.host,
             mounts,
+            endpoints: draft.endpoints,
             ids,
         })
     }

@@ -8,13 +8,14 @@ use knarr_cgroup::Layout;
 use knarr_fs::Trash;
 use knarr_image::{Checked, ImageId, Progress, PullOptions, Removed, Store, User};
 use knarr_spec::ContainerId;
+use knarr_spec::docker::{EndpointSettings, PortBinding};
 use serde_json::Value;
 
 use crate::record::{Record, Root};
 use crate::spec::facts::Facts;
 use crate::{
     Change, CommitRequest, CopyEnd, CopyOptions, CreateRequest, Created, Error, EventOptions,
-    EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, Pruned,
+    EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, NetworkCreate, NetworkSummary, Pruned, PublishedPort,
     RemoveOptions, Result, Session, Settings, StartOptions, StatsReader, StopOptions, SystemPruned,
     Top, UpdateRequest, Usage, Volume, VolumeCreate, WaitCondition,
 };
@@ -477,6 +478,92 @@ impl Engine {
     /// The first failure, after trying everything.
     pub fn volume_prune(&self, all: bool, filters: &Filters) -> Result<Pruned> {
         self.volume_prune_now(all, filters)
+    }
+
+    /// `network create`: its id.
+    ///
+    /// # Errors
+    /// A wrong name or subnet, one in use.
+    pub fn network_create(&self, request: &NetworkCreate) -> Result<String> {
+        self.network_create_now(request)
+    }
+
+    /// `network ls`, by name. Filters: `name`, `id`, `driver`, `scope`, `label`, `type`,
+    /// `dangling`.
+    ///
+    /// # Errors
+    /// An unknown filter.
+    pub fn networks(&self, filters: &Filters) -> Result<Vec<NetworkSummary>> {
+        self.networks_now(filters)
+    }
+
+    /// `network inspect`, in Docker's shape.
+    ///
+    /// # Errors
+    /// `NetworkNotFound` with near names.
+    pub fn network_inspect(&self, network: &str) -> Result<Value> {
+        self.network_inspect_now(network)
+    }
+
+    /// `network rm`.
+    ///
+    /// # Errors
+    /// `Conflict` naming the containers that are on it.
+    pub fn network_remove(&self, network: &str) -> Result<()> {
+        self.network_remove_now(network)
+    }
+
+    /// `network prune`: those that no container names. Filters: `label`, `until`.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn network_prune(&self, filters: &Filters) -> Result<Vec<String>> {
+        self.network_prune_now(filters)
+    }
+
+    /// `network connect`, of a container that runs or not.
+    ///
+    /// # Errors
+    /// An address in use; a container without networks of its own.
+    pub fn network_connect(
+        &self,
+        network: &str,
+        container: &str,
+        settings: &EndpointSettings,
+    ) -> Result<()> {
+        self.network_connect_now(network, container, settings)
+    }
+
+    /// `network disconnect`.
+    ///
+    /// # Errors
+    /// When it is not on that network.
+    pub fn network_disconnect(&self, network: &str, container: &str, force: bool) -> Result<()> {
+        self.network_disconnect_now(network, container, force)
+    }
+
+    /// `network publish`: more ports (`80/tcp`), of a container that runs or not.
+    ///
+    /// # Errors
+    /// A port in use, named with its holder.
+    pub fn publish_ports(&self, container: &str, ports: &[(String, PortBinding)]) -> Result<()> {
+        self.publish_now(container, ports)
+    }
+
+    /// `network unpublish`: one port (`80/tcp`) or all of them.
+    ///
+    /// # Errors
+    /// When none is published.
+    pub fn unpublish_ports(&self, container: &str, port: Option<&str>) -> Result<()> {
+        self.unpublish_now(container, port)
+    }
+
+    /// `port`: what a running container publishes, sorted.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn ports(&self, container: &str) -> Result<Vec<PublishedPort>> {
+        self.ports_now(container)
     }
 
     /// The machine's cgroups, looked at once.

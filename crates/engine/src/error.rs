@@ -78,6 +78,20 @@ pub enum Error {
         /// Their ids.
         containers: Vec<String>,
     },
+    /// No such network.
+    #[error("network {name} not found")]
+    NetworkNotFound {
+        /// What was asked for.
+        name: String,
+        /// Names that look like it, best first.
+        near: Vec<String>,
+    },
+    /// Something that nobody may do.
+    #[error("{reason}")]
+    Denied {
+        /// What, in Docker's words.
+        reason: String,
+    },
     /// Nothing is at a path in a container, or here.
     #[error("{reason}")]
     PathNotFound {
@@ -139,6 +153,9 @@ pub enum Error {
     /// A cgroup operation.
     #[error(transparent)]
     Cgroup(#[from] knarr_cgroup::Error),
+    /// A network operation.
+    #[error(transparent)]
+    Network(#[from] knarr_net::Error),
     /// A system call filter.
     #[error(transparent)]
     Seccomp(#[from] knarr_seccomp::Error),
@@ -190,6 +207,7 @@ impl Error {
             Self::Image(error) => Some(&**error),
             Self::Layer(error) => Some(error),
             Self::Cgroup(error) => Some(error),
+            Self::Network(error) => Some(error),
             Self::Seccomp(error) => Some(error),
             Self::Monitor(error) => Some(error),
             _ => None,
@@ -215,10 +233,11 @@ impl Explain for Error {
             return inner.class();
         }
         match self {
-            Self::NotRoot => Class::Denied,
-            Self::NotFound { .. } | Self::VolumeNotFound { .. } | Self::PathNotFound { .. } => {
-                Class::NotFound
-            }
+            Self::NotRoot | Self::Denied { .. } => Class::Denied,
+            Self::NotFound { .. }
+            | Self::VolumeNotFound { .. }
+            | Self::NetworkNotFound { .. }
+            | Self::PathNotFound { .. } => Class::NotFound,
             Self::NameInUse { .. } => Class::Exists,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Class::Invalid,
             Self::Unsupported { .. } | Self::Version { .. } => Class::Unsupported,
@@ -244,6 +263,8 @@ impl Explain for Error {
             Self::Conflict { .. } => "conflict",
             Self::VolumeNotFound { .. } => "volume-not-found",
             Self::VolumeInUse { .. } => "volume-in-use",
+            Self::NetworkNotFound { .. } => "network-not-found",
+            Self::Denied { .. } => "denied",
             Self::PathNotFound { .. } => "path-not-found",
             Self::Damaged { .. } => "object-damaged",
             Self::Version { .. } => "object-too-new",
@@ -269,6 +290,9 @@ impl Explain for Error {
             }
             Self::VolumeNotFound { near: names, .. } => {
                 near(names).or_else(|| Some("`knarr volume ls` lists all volumes".to_owned()))
+            }
+            Self::NetworkNotFound { near: names, .. } => {
+                near(names).or_else(|| Some("`knarr network ls` lists all networks".to_owned()))
             }
             Self::Ambiguous { .. } => Some("type more digits of the id, or the name".to_owned()),
             Self::NameInUse { id, .. } => Some(format!(

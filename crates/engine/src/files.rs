@@ -9,7 +9,7 @@ use crate::spec::Files;
 use crate::{Error, Result};
 
 /// Writes the three files into the container's folder, new at every start.
-pub(crate) fn write(record: &Record) -> Result<Files> {
+pub(crate) fn write(record: &Record, gateway: Option<IpAddr>) -> Result<Files> {
     let host_network = record.host.network_mode == "host";
     let read = |path: &str| knarr_fs::read_to_string(Path::new(path)).unwrap_or_default();
     let mut resolv_conf = read("/etc/resolv.conf");
@@ -34,7 +34,7 @@ pub(crate) fn write(record: &Record) -> Result<Files> {
             .ok_or_else(|| Error::invalid(format!("{} is not text (UTF-8)", path.display())))
     };
     Ok(Files {
-        hosts: put("hosts", &hosts(record, base.as_deref())?)?,
+        hosts: put("hosts", &hosts(record, base.as_deref(), gateway)?)?,
         resolv_conf: put("resolv.conf", &resolv(record, &resolv_conf)?)?,
         hostname: put("hostname", &format!("{}\n", record.config.hostname))?,
     })
@@ -75,8 +75,13 @@ fn publish(path: &Path, bytes: &[u8], owner: Option<u32>) -> Result<()> {
     Ok(())
 }
 
-/// `/etc/hosts`: the host's with its network, else loopback and the container itself.
-fn hosts(record: &Record, base: Option<&str>) -> Result<String> {
+/// `/etc/hosts`: the host's with its network, else loopback. The container's own lines are added by
+/// its monitor, which knows its addresses. `gateway` is what `host-gateway` means.
+pub(crate) fn hosts(
+    record: &Record,
+    base: Option<&str>,
+    gateway: Option<IpAddr>,
+) -> Result<String> {
     let mut text = match base {
         Some(text) => text.to_owned(),
         None => String::from(
@@ -89,23 +94,16 @@ fn hosts(record: &Record, base: Option<&str>) -> Result<String> {
         text.push('\n');
     }
     for extra in record.host.extra_hosts.iter().flatten() {
-        let (name, address) = extra_host(extra)?;
+        let (name, address) = extra_host(extra, gateway)?;
         // Writing to a String cannot fail.
         writeln!(text, "{address}\t{name}").unwrap_or_default();
-    }
-    if base.is_none() && record.host.network_mode == "default" {
-        let name = &record.config.hostname;
-        match record.config.domainname.as_str() {
-            "" => writeln!(text, "127.0.1.1\t{name}"),
-            domain => writeln!(text, "127.0.1.1\t{name}.{domain} {name}"),
-        }
-        .unwrap_or_default();
     }
     Ok(text)
 }
 
 /// `name:address` or `name=address`; nothing that could start another line.
-pub(crate) fn extra_host(text: &str) -> Result<(&str, IpAddr)> {
+/// `host-gateway` is the given address, and checked only where none is given.
+pub(crate) fn extra_host(text: &str, gateway: Option<IpAddr>) -> Result<(&str, IpAddr)> {
     let bad = || {
         Error::invalid(format!(
             "invalid extra host: {text:?}, expected NAME:ADDRESS"
@@ -120,10 +118,10 @@ pub(crate) fn extra_host(text: &str) -> Result<(&str, IpAddr)> {
         return Err(bad());
     }
     if address == "host-gateway" {
-        return Err(Error::Unsupported {
-            what: format!("--add-host {text}"),
-            reason: "there is no gateway until networks exist",
-        });
+        return Ok((
+            name,
+            gateway.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        ));
     }
     let address = address.trim_start_matches('[').trim_end_matches(']');
     Ok((name, address.parse().map_err(|_| bad())?))
@@ -203,12 +201,13 @@ mod tests {
 
     #[test]
     fn hosts_has_the_container_and_what_was_added() {
-        let record =
-            record(r#"{"NetworkMode": "default", "ExtraHosts": ["db:10.0.0.2", "six=::2"]}"#);
-        let text = hosts(&record, None).unwrap();
+        let record = record(
+            r#"{"NetworkMode": "default", "ExtraHosts": ["db:10.0.0.2", "six=::2", "host:host-gateway"]}"#,
+        );
+        let text = hosts(&record, None, Some("10.0.0.1".parse().unwrap())).unwrap();
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"), "{text}");
         assert!(
-            text.ends_with("10.0.0.2\tdb\n::2\tsix\n127.0.1.1\tweb\n"),
+            text.ends_with("10.0.0.2\tdb\n::2\tsix\n10.0.0.1\thost\n"),
             "{text}"
         );
     }
@@ -222,7 +221,7 @@ mod tests {
             "db:10.0.0.1\n10.0.0.2 bank",
             "x\ny:10.0.0.1",
         ] {
-            assert!(extra_host(bad).is_err(), "{bad:?}");
+            assert!(extra_host(bad, None).is_err(), "{bad:?}");
         }
         for bad in [
             r#"{"Dns": ["1.1.1.1\nnameserver 6.6.6.6"]}"#,

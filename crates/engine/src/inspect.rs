@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::list::Status;
 use crate::record::{Mount, Record, Root};
-use crate::{Engine, Error, Result, time};
+use crate::{Engine, Error, Result, network, time};
 
 impl Engine {
     pub(crate) fn inspect_now(&self, text: &str, size: bool) -> Result<Value> {
@@ -65,15 +65,7 @@ impl Engine {
         let rest = json!({
             "Mounts": mounts,
             "Config": to_json(serde_json::to_value(&record.config))?,
-            "NetworkSettings": {
-                "SandboxID": "",
-                "SandboxKey": "",
-                "Ports": {},
-                "Networks": {},
-                "IPAddress": "",
-                "Gateway": "",
-                "MacAddress": "",
-            },
+            "NetworkSettings": network::settings_json(record, state),
             "IDMappings": record.ids.map(|ids| json!({ "Start": ids.start, "Size": ids.size })),
         });
         if let (Value::Object(document), Value::Object(rest)) = (&mut document, rest) {

@@ -13,6 +13,7 @@ use knarr_spec::ContainerId;
 
 use crate::check::{self, Filter, Security};
 use crate::create::text;
+use crate::network::{Mode, mode_of};
 use crate::record::{MountKind, Record, Root};
 use crate::spec::{self, Files, Input, Joined, devices};
 use crate::{Engine, Error, Result, StartOptions, files, signal, volume};
@@ -23,6 +24,7 @@ pub(crate) struct Planned {
     pub(crate) runtime: knarr_runtime::Plan,
     pub(crate) rootfs: Rootfs,
     pub(crate) cgroup: knarr_cgroup::Plan,
+    pub(crate) network: Option<knarr_net::Plan>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -36,7 +38,8 @@ impl Engine {
         options: &StartOptions,
     ) -> Result<(Started, Vec<String>)> {
         prepare_sources(record)?;
-        let files = files::write(record)?;
+        let gateway = self.gateway(record)?;
+        let files = files::write(record, gateway)?;
         failpoint!("start.files");
         let planned = self.planned(record, Some(&files))?;
         let request = self.request(record, &planned, restart_count, options)?;
@@ -104,6 +107,7 @@ impl Engine {
             runtime,
             rootfs: self.rootfs(record),
             cgroup,
+            network: self.network_plan(record, files)?,
             warnings,
         })
     }
@@ -192,6 +196,7 @@ impl Engine {
             runtime: planned.runtime.clone(),
             rootfs: planned.rootfs.clone(),
             cgroup: planned.cgroup.clone(),
+            network: planned.network.clone(),
             log,
             restart: restart(host),
             restart_count,
@@ -262,6 +267,9 @@ impl Engine {
         let namespace =
             |kind: &str, pid: Option<u32>| pid.map(|pid| format!("/proc/{pid}/ns/{kind}"));
         joined.network = namespace("net", join(&host.network_mode)?);
+        if let Mode::Namespace(path) = mode_of(&host.network_mode) {
+            joined.network = Some(path.to_owned());
+        }
         joined.pid = namespace("pid", join(&host.pid_mode)?);
         let ipc = join(&host.ipc_mode)?;
         joined.ipc = namespace("ipc", ipc);
@@ -387,6 +395,7 @@ impl Planned {
             "command": record.command(),
             "rootfs": json(serde_json::to_value(&self.rootfs))?,
             "cgroup": json(serde_json::to_value(&self.cgroup))?,
+            "network": json(serde_json::to_value(&self.network))?,
             "runtime": json(serde_json::to_value(&self.runtime))?,
             "warnings": self.warnings,
         }))

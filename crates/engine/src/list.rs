@@ -8,6 +8,7 @@ use knarr_spec::docker::{Empty, MountPoint};
 use knarr_spec::{ContainerId, ContainerName, Digest, Reference};
 use serde::Deserialize;
 
+use crate::network::{self, Mode, mode_of};
 use crate::record::{FILE, Mount};
 use crate::{Engine, Error, Result, time};
 
@@ -76,10 +77,10 @@ pub struct Summary {
     pub labels: BTreeMap<String, String>,
     /// Its mounts.
     pub mounts: Vec<MountPoint>,
-    /// `none`, `host`, `default`, …
-    pub network: String,
-    /// Ports the image exposes (`80/tcp`).
-    pub exposed: Vec<String>,
+    /// Its networks by name, or `none` or `host`; empty with another container's.
+    pub networks: Vec<String>,
+    /// Docker's text of its ports, published and exposed; empty when it does not run.
+    pub ports: String,
     /// Bytes of the writable layer and of the whole root, where asked.
     pub size: Option<(u64, u64)>,
     /// The image's name, where it parses.
@@ -122,6 +123,8 @@ struct Brief {
     host: BriefHost,
     #[serde(default)]
     mounts: Vec<Mount>,
+    #[serde(default)]
+    endpoints: Option<BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -230,8 +233,20 @@ impl Engine {
             image_id: brief.root.id.map(|id| id.to_string()).unwrap_or_default(),
             labels: brief.config.labels,
             mounts: brief.mounts.iter().map(Mount::point).collect(),
-            network: brief.host.network_mode,
-            exposed: brief.config.exposed_ports.into_keys().collect(),
+            networks: match mode_of(&brief.host.network_mode) {
+                Mode::None => vec!["none".to_owned()],
+                Mode::Host => vec!["host".to_owned()],
+                Mode::Container(_) | Mode::Namespace(_) => Vec::new(),
+                Mode::Networks(first) => brief
+                    .endpoints
+                    .map_or_else(|| vec![first.to_owned()], |all| all.into_keys().collect()),
+            },
+            ports: if state.status.is_alive() {
+                let exposed: Vec<String> = brief.config.exposed_ports.into_keys().collect();
+                network::show(&state.network.ports, &exposed)
+            } else {
+                String::new()
+            },
             size: None,
             id: brief.id,
             name: brief.name,
@@ -410,7 +425,7 @@ impl Filter {
                     mount.name == *volume || mount.destination == volume.trim_end_matches('/')
                 })
             })
-            && any(&self.networks, |network| *network == found.network)
+            && any(&self.networks, |network| found.networks.contains(network))
     }
 }
 

@@ -1,10 +1,11 @@
 //! `container.json`: what a container is, for as long as it exists.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use knarr_fs::Durability;
 use knarr_layer::LayerId;
-use knarr_spec::docker::{ContainerConfig, HostConfig, MountPoint};
+use knarr_spec::docker::{ContainerConfig, EndpointSettings, HostConfig, MountPoint};
 use knarr_spec::{ContainerId, ContainerName, Digest, Platform};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub(crate) struct Record {
     /// How it runs here, defaults filled in.
     pub(crate) host: HostConfig,
     pub(crate) mounts: Vec<Mount>,
+    /// How it is on its networks, by their names; `None` is the network mode's alone, as it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) endpoints: Option<BTreeMap<String, EndpointSettings>>,
     /// The range of user ids that it leases, with `--userns auto` and `@host`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ids: Option<IdRange>,
@@ -283,6 +287,7 @@ pub(crate) mod tests {
                 copy_up: true,
                 ..Mount::default()
             }],
+            endpoints: None,
             ids: Some(IdRange {
                 start: 0x7000_0000,
                 size: 65_536,

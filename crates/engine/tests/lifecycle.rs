@@ -40,6 +40,8 @@ fn world(test: &str) -> Option<World> {
     if !rustix::process::geteuid().is_root() {
         return skip("not root");
     }
+    // The machine's own network is not touched.
+    knarr_sys::namespace::unshare_network().unwrap();
     let Some(monitor) = monitor() else {
         return skip("knarr-monitor is not built");
     };

@@ -529,6 +529,40 @@ impl Connection {
         self.done(Call::Update { restart })
     }
 
+    /// Joins one more network.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn connect(&mut self, endpoint: knarr_net::Endpoint) -> Result<()> {
+        self.done(Call::Connect(Box::new(endpoint)))
+    }
+
+    /// Leaves a network.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn disconnect(&mut self, network: &str) -> Result<()> {
+        self.done(Call::Disconnect {
+            network: network.to_owned(),
+        })
+    }
+
+    /// Publishes more ports.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn publish(&mut self, ports: Vec<knarr_net::port::PortRequest>) -> Result<()> {
+        self.done(Call::Publish { ports })
+    }
+
+    /// Ceases to publish a port of the container, or all of them.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn unpublish(&mut self, port: Option<(u16, knarr_net::port::Protocol)>) -> Result<()> {
+        self.done(Call::Unpublish { port })
+    }
+
     /// Asks the monitor how the container is.
     ///
     /// # Errors

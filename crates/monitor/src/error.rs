@@ -47,6 +47,9 @@ pub enum Error {
     /// The container's root could not be mounted.
     #[error(transparent)]
     Layer(#[from] knarr_layer::Error),
+    /// The container's network could not be made, changed or removed.
+    #[error(transparent)]
+    Network(#[from] knarr_net::Error),
     /// The container's process could not be made, or the monitor's program not be opened.
     #[error(transparent)]
     Runtime(#[from] knarr_runtime::Error),
@@ -123,6 +126,7 @@ impl Explain for Error {
             Self::File(error) => error.class(),
             Self::Cgroup(error) => error.class(),
             Self::Layer(error) => error.class(),
+            Self::Network(error) => error.class(),
             Self::Runtime(error) => error.class(),
             Self::Call { .. } | Self::Spawn { .. } | Self::Connect { .. } => Class::Unavailable,
             Self::Died { .. } => Class::Unavailable,
@@ -138,6 +142,7 @@ impl Explain for Error {
             Self::File(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Layer(error) => error.code(),
+            Self::Network(error) => error.code(),
             Self::Runtime(error) => error.code(),
             Self::Call { .. } => "monitor-failed",
             Self::Spawn { .. } => "monitor-not-run",
@@ -153,6 +158,7 @@ impl Explain for Error {
             Self::File(error) => error.hint(),
             Self::Cgroup(error) => error.hint(),
             Self::Layer(error) => error.hint(),
+            Self::Network(error) => error.hint(),
             Self::Runtime(error) => error.hint(),
             Self::Spawn { path, .. } => Some(format!(
                 "`knarr-monitor` belongs beside `knarr`; {} is where it was looked for",

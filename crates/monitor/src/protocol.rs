@@ -68,6 +68,23 @@ pub enum Call {
         /// What to run.
         plan: Box<knarr_runtime::ExecPlan>,
     },
+    /// Join one more network.
+    Connect(Box<knarr_net::Endpoint>),
+    /// Leave a network.
+    Disconnect {
+        /// Its name.
+        network: String,
+    },
+    /// Publish more ports.
+    Publish {
+        /// Which.
+        ports: Vec<knarr_net::port::PortRequest>,
+    },
+    /// Cease to publish a port, or all of them.
+    Unpublish {
+        /// In the container.
+        port: Option<(u16, knarr_net::port::Protocol)>,
+    },
     /// Replace the restart policy.
     Update {
         /// The new one.

@@ -32,6 +32,9 @@ pub struct Request {
     pub rootfs: Rootfs,
     /// Its cgroup.
     pub cgroup: knarr_cgroup::Plan,
+    /// Its networks and published ports; `None` where it has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<knarr_net::Plan>,
     /// Where its output goes.
     pub log: Log,
     /// When it is started again.

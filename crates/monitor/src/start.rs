@@ -8,6 +8,7 @@ use knarr_cgroup::{Cgroup, Layout};
 use knarr_diag::{Explain as _, Report};
 use knarr_fs::{Durability, Lock, tree};
 use knarr_layer::HeldLayer;
+use knarr_net::Membership;
 use knarr_runtime::{Extras, Launch, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
@@ -16,6 +17,7 @@ use crate::Result;
 use crate::request::{CopyUp, Request};
 use crate::state::ProcessId;
 use crate::stdio::{self, Ends};
+use crate::watch::namespace_of;
 
 /// A container whose program runs.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub(crate) struct Container {
 pub(crate) fn start(
     request: &Request,
     layout: &Layout,
+    network: Option<&mut Membership>,
     announce: impl FnOnce(ProcessId) -> Result<()>,
 ) -> std::result::Result<Container, Report> {
     let paths = &request.paths;
@@ -67,6 +70,14 @@ pub(crate) fn start(
     let pid = begun.pid();
     announce(process_id(pid)?)?;
     knarr_fs::failpoint!("monitor.announced");
+    if let Some(network) = network
+        && let Some(namespace) = namespace_of(pid.as_raw_nonzero().get().unsigned_abs())
+            .map_err(|error| error.report())?
+    {
+        // While the child makes its mounts. One that has ended says why when it is asked to go.
+        network.connect(namespace)?;
+        knarr_fs::failpoint!("monitor.networked");
+    }
     if cgroup.needs_join() {
         cgroup.join_limits(pid)?;
     }

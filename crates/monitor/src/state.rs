@@ -70,6 +70,9 @@ pub struct State {
     /// Bytes of output that could not be written to the log (a full disk).
     #[serde(default)]
     pub log_lost: u64,
+    /// Its networks and published ports, while it runs.
+    #[serde(default, skip_serializing_if = "knarr_net::Attached::is_empty")]
+    pub network: knarr_net::Attached,
 }
 
 /// A process that can be told from a later one with the same number.
@@ -99,6 +102,7 @@ impl State {
             restart_count: 0,
             stopped_by_user: false,
             log_lost: 0,
+            network: knarr_net::Attached::default(),
         }
     }
 

@@ -32,6 +32,9 @@ pub(crate) struct Undo {
     pub(crate) cgroup: knarr_cgroup::Plan,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<PathBuf>,
+    /// The networks that it is on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) remove: Option<Removal>,
 }
@@ -56,6 +59,10 @@ impl Undo {
             run_root: request.paths.run_root.clone(),
             cgroup: request.cgroup.clone(),
             data: request.paths.data.clone(),
+            networks: request.network.as_ref().map_or_else(Vec::new, |plan| {
+                let names = plan.endpoints.iter().map(|endpoint| &endpoint.network.name);
+                names.cloned().collect()
+            }),
             remove: request.remove.clone(),
         }
     }
@@ -91,6 +98,25 @@ impl Undo {
             empty(&cgroup)?;
         }
         Ok(Cgroup::remove(&layout, &self.cgroup)?)
+    }
+
+    /// It is about to join one more network.
+    pub(crate) fn note_network(&mut self, name: &str) {
+        if !self.networks.iter().any(|known| known == name) {
+            self.networks.push(name.to_owned());
+        }
+    }
+
+    /// Closes ports, removes names and addresses that a killed monitor has left. After the
+    /// processes are gone: then their links go, too.
+    fn sweep_network(&self, run: &Path) -> Result<()> {
+        let id = run.file_name().and_then(|name| name.to_str()?.parse().ok());
+        match id {
+            Some(id) if !self.networks.is_empty() => {
+                Ok(knarr_net::sweep(&self.run_root, &id, &self.networks)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the container: first its name and data, then, by one rename, the run folder. Gives
@@ -145,7 +171,7 @@ pub fn sweep(run: &Path, lock: &Lock) -> Result<Swept> {
     let Some(undo) = Undo::load(run)? else {
         return Ok(Swept::Clean);
     };
-    let cgroup = undo.remove_cgroup();
+    let cgroup = undo.remove_cgroup().and(undo.sweep_network(run));
     if let Some(removal) = &undo.remove {
         // A failure above is kept for the folder in `ending`, where another sweep finds it.
         let place = undo.remove_container(run, removal)?;
@@ -179,6 +205,7 @@ pub fn sweep_ending(run_root: &Path) -> Result<()> {
                 Some(_held) => {
                     if let Some(undo) = Undo::load(&folder)? {
                         undo.remove_cgroup()?;
+                        undo.sweep_network(&folder)?;
                     }
                     Ok(knarr_fs::remove_tree(&folder)?)
                 }

@@ -1,7 +1,9 @@
 //! The monitor's life: one loop over one epoll, until the container has ended for good.
 
 mod end;
+mod network;
 mod serve;
+mod splice;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -28,6 +30,7 @@ use crate::state::{ProcessId, State, Status};
 use crate::undo::{self, Undo};
 use crate::{Error, Result, clock, events, socket, stdio};
 
+pub(crate) use network::namespace_of;
 pub use serve::ExecState;
 
 /// What epoll says is ready. Clients and execs have numbers from [`FIRST_OTHER`] on.
@@ -38,6 +41,10 @@ const STDERR: u64 = 3;
 const STDIN: u64 = 4;
 const TERMINAL: u64 = 5;
 const FIRST_OTHER: u64 = 16;
+/// Sockets that keep published ports, in order.
+const FIRST_PORT: u64 = 1 << 40;
+/// Connections by way of them, two sockets each.
+const FIRST_SPLICE: u64 = 1 << 48;
 
 /// The most clients at a time.
 const MOST_CLIENTS: usize = 256;
@@ -109,6 +116,8 @@ pub(crate) struct Watch {
     log: Log,
     streams: stream::Sources,
     held: Vec<HeldLayer>,
+    network: Option<knarr_net::Membership>,
+    splices: splice::Splices,
     clients: BTreeMap<u64, Client>,
     execs: BTreeMap<u64, Exec>,
     next_token: u64,
@@ -149,7 +158,7 @@ pub(crate) fn adopt(request: Request, inherited: Inherited) {
     } = inherited;
     knarr_fs::failpoint!("monitor.adopting");
     let adopted = Watch::new(&request, lock).and_then(|mut watch| {
-        watch.take_over()?;
+        watch.take_over(request.network.as_ref())?;
         Ok(watch)
     });
     drop(request);
@@ -201,6 +210,8 @@ impl Watch {
             log: Log::open(&request.log)?,
             streams: stream::Sources::default(),
             held: Vec::new(),
+            network: None,
+            splices: splice::Splices::default(),
             clients: BTreeMap::new(),
             execs: BTreeMap::new(),
             next_token: FIRST_OTHER,
@@ -230,16 +241,19 @@ impl Watch {
     }
 
     fn start(&mut self, request: &Request) -> std::result::Result<(), Report> {
+        self.prepare_network(request)
+            .map_err(|error| error.report())?;
         let Self {
             state,
             run,
             layout,
             held,
             paths,
+            network,
             ..
         } = self;
         let data = paths.data.as_deref();
-        let container = start::start(request, layout, |process| {
+        let container = start::start(request, layout, network.as_mut(), |process| {
             state.status = Status::Running;
             state.process = Some(process);
             state.started_at = Some(clock::now());
@@ -279,6 +293,9 @@ impl Watch {
     /// The start did not work: undoes it, then tells.
     fn give_up(mut self, error: &Report, report: &UnixStream) {
         let cgroup = self.undo.remove_cgroup();
+        self.leave_network();
+        self.give_addresses_back();
+        self.state.network = knarr_net::Attached::default();
         self.listener = None;
         self.state.status = Status::Created;
         self.state.process = None;
@@ -358,6 +375,8 @@ impl Watch {
                 STDOUT | STDERR => self.pump(token),
                 STDIN => self.feed(),
                 TERMINAL => self.terminal_ready(flags),
+                FIRST_SPLICE.. => self.splices.ready(self.epoll.as_fd(), token),
+                FIRST_PORT.. => self.port_ready(token),
                 other if self.execs.contains_key(&other) => self.exec_ended(other),
                 other => self.client_ready(other, flags),
             }
@@ -478,7 +497,7 @@ impl Watch {
     }
 
     /// Finds the container as its last monitor left it.
-    fn take_over(&mut self) -> Result<()> {
+    fn take_over(&mut self, network: Option<&knarr_net::Plan>) -> Result<()> {
         let id = self.id.short().to_owned();
         let gone = || Error::Refused {
             report: Box::new(Report {
@@ -530,6 +549,7 @@ impl Watch {
             ours: false,
             since: Instant::now(),
         });
+        self.adopt_network(network)?;
         self.listen()?;
         self.watch_container(ends, None)?;
         self.state.save(&self.run, Durability::Volatile)?;

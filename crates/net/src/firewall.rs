@@ -460,9 +460,20 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
         &[&output(&BRIDGES)[..], &loopback4(12)[..], &[Masquerade]].concat(),
     );
 
+    // But for answers to who came from 127.0.0.1 by a published port.
     to.add_rule(
         "input",
-        &[&input(&BRIDGES)[..], &loopback4(16)[..], &[Give(Drop)]].concat(),
+        &[
+            &input(&BRIDGES)[..],
+            &loopback4(16)[..],
+            &[
+                Ct(Conntrack::State, REG_1),
+                And(REG_1, ANSWERS.to_ne_bytes().to_vec()),
+                Equal(REG_1, vec![0; 4]),
+                Give(Drop),
+            ],
+        ]
+        .concat(),
     );
     to.add_rule(
         "input",

@@ -18,6 +18,19 @@ fn mark(run_root: &Path, network: &Network) -> String {
     format!("knarr {id} {}", run_root.display())
 }
 
+/// The first of `knarr0`, `knarr1`, … that is not there.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn free_bridge_name() -> Result<String> {
+    let links = Socket::route()?.links()?;
+    let taken = |name: &String| links.iter().any(|link| link.name == *name);
+    Ok((0..)
+        .map(|number| format!("knarr{number}"))
+        .find(|name| !taken(name))
+        .unwrap_or_default())
+}
+
 /// The network's bridge, made where it is not there yet. Gives its index.
 pub(crate) fn ensure_bridge(socket: &Socket, run_root: &Path, network: &Network) -> Result<u32> {
     let mark = mark(run_root, network);

@@ -43,7 +43,7 @@ mod subnet;
 mod testing;
 
 pub use error::{Error, Result};
-pub use host::remove;
+pub use host::{free_bridge_name, remove};
 pub use join::{Membership, sweep};
 pub use netlink::{open_namespace, own_namespace, within};
 pub use network::Network;

@@ -136,6 +136,11 @@ impl Joint {
 }
 
 impl Attached {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && self.ports.is_empty()
+    }
+
     /// The place on a network.
     pub fn on(&self, network: &str) -> Option<&Joint> {
         self.endpoints.iter().find(|joint| joint.network == network)

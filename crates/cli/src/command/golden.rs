@@ -65,7 +65,7 @@ fn every_command_of_docker_is_served_or_refused_by_name() {
         rename restart rm rmi save start stats stop tag top unpause update wait compose";
     let groups = "container:attach commit cp create diff exec export inspect kill logs ls pause port \
         prune rename restart rm run start stats stop top unpause update wait;image:build history \
-        import inspect load ls prune pull push rm save tag;system:df events info prune;volume:create \
+        import inspect load ls prune pull push rm save tag;system:df events info prune;network:connect create disconnect inspect ls prune rm;volume:create \
         inspect ls prune rm update";
     let mut all: Vec<String> = docker.split_whitespace().map(str::to_owned).collect();
     for group in groups.split(';') {
@@ -141,9 +141,9 @@ fn what_is_wrong_with_a_line_is_told_with_dockers_exit_code() {
             Some(125),
         ),
         (
-            vec!["run", "-p", "80:80", "img"],
-            "error: --publish is not served by Knarr yet: ports are not published until networks \
-             exist; --network host shares the host's",
+            vec!["run", "--link", "a", "img"],
+            "error: --link is not served by Knarr yet: containers on the same network reach each \
+             other by name",
             Some(125),
         ),
         (

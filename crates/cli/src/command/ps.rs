@@ -189,16 +189,10 @@ pub(super) fn row(container: &Summary, long: bool) -> Value {
         .iter()
         .filter(|mount| mount.driver == "local")
         .count();
-    let running = matches!(container.status, Status::Running | Status::Paused);
     let image = match container.image.strip_prefix("sha256:") {
         _ if container.image.is_empty() => "<no image>",
         Some(digest) if !long => digest.get(..12).unwrap_or(digest),
         _ => &container.image,
-    };
-    let ports = if running {
-        ports(&container.exposed)
-    } else {
-        String::new()
     };
     let size = container.size.map_or_else(
         || "0B".to_owned(),
@@ -220,8 +214,8 @@ pub(super) fn row(container: &Summary, long: bool) -> Value {
         ("LocalVolumes", volumes.to_string().into()),
         ("Mounts", mounts.join(",").into()),
         ("Names", container.name.as_str().into()),
-        ("Networks", container.network.as_str().into()),
-        ("Ports", ports.into()),
+        ("Networks", container.networks.join(",").into()),
+        ("Ports", container.ports.as_str().into()),
         ("RunningFor", time::ago(container.created).into()),
         ("Size", size.into()),
         ("State", state),
@@ -247,33 +241,6 @@ fn quoted(command: &str) -> String {
     out + "\""
 }
 
-/// `80-81/tcp, 53/udp`: neighbours are joined, as Docker shows ports.
-fn ports(exposed: &[String]) -> String {
-    let mut ports: Vec<(u16, &str)> = exposed
-        .iter()
-        .filter_map(|port| port.split_once('/'))
-        .filter_map(|(number, protocol)| Some((number.parse().ok()?, protocol)))
-        .collect();
-    ports.sort_by_key(|(number, protocol)| (*protocol, *number));
-    let mut groups: Vec<(u16, u16, &str)> = Vec::new();
-    for (number, protocol) in ports {
-        match groups.last_mut() {
-            Some((_, last, same)) if *same == protocol && last.checked_add(1) == Some(number) => {
-                *last = number;
-            }
-            _ => groups.push((number, number, protocol)),
-        }
-    }
-    groups.sort_unstable();
-    let shown = groups
-        .iter()
-        .map(|(first, last, protocol)| match first == last {
-            true => format!("{first}/{protocol}"),
-            false => format!("{first}-{last}/{protocol}"),
-        });
-    shown.collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,8 +264,8 @@ mod tests {
             ]
             .into(),
             mounts: Vec::new(),
-            network: "none".to_owned(),
-            exposed: ["81/tcp", "53/udp", "80/tcp"].map(str::to_owned).to_vec(),
+            networks: vec!["none".to_owned()],
+            ports: "53/udp, 80-81/tcp".to_owned(),
             size: Some((0, 1_234_567)),
             reference: None,
         }

@@ -1,7 +1,6 @@
 //! Docker's commands that Knarr does not serve yet: each is refused by its name, with a remedy.
 
 const BUILD: &str = "build with another tool, save to an archive and `knarr load` it";
-const NETWORK: &str = "use `--network host`, `--network none` or `--network container:ID`";
 const NO_SWARM: &str = "Knarr runs containers on one machine";
 
 static COMMANDS: &[(&str, &str)] = &[
@@ -12,19 +11,13 @@ static COMMANDS: &[(&str, &str)] = &[
     ("compose", "start the services one by one with `knarr run`"),
     ("config", NO_SWARM),
     ("context", "Knarr has no daemon to connect to"),
-    ("network", NETWORK),
     ("node", NO_SWARM),
     ("plugin", "Knarr has no plugins"),
-    ("port", "ports are not published until networks exist"),
     ("secret", NO_SWARM),
     ("service", NO_SWARM),
     ("stack", NO_SWARM),
     ("swarm", NO_SWARM),
     ("trust", "pull by digest: `knarr pull NAME@sha256:…`"),
-    (
-        "container port",
-        "ports are not published until networks exist",
-    ),
     ("image build", BUILD),
     ("volume update", NO_SWARM),
 ];

@@ -1,11 +1,9 @@
 //! The flags of `run` and `create`, Docker's all of them: served, or refused by name.
 
-use super::{mount, parts};
+use super::{mount, network, parts};
 use crate::flag::{Flag, value};
 
-const NO_NETWORKS: &str = "networks do not exist yet; use --network host, none or container:ID";
-const NO_PORTS: &str =
-    "ports are not published until networks exist; --network host shares the host's";
+const NO_LINKS: &str = "containers on the same network reach each other by name";
 const NO_HEALTH: &str = "health checks are not run yet; --no-healthcheck says so explicitly";
 const NO_BLOCK_LIMITS: &str = "limits of single block devices are not set yet";
 const NO_REALTIME: &str = "real-time scheduling is not given out yet";
@@ -191,8 +189,8 @@ pub(crate) const CREATE: &[Flag] = &[
     Flag::switch("interactive", "Keep STDIN open even if not attached").short('i'),
     Flag::with("io-maxbandwidth", "bytes", "").refused(WINDOWS),
     Flag::with("io-maxiops", "uint", "").refused(WINDOWS),
-    Flag::with("ip", "string", "").refused(NO_NETWORKS),
-    Flag::with("ip6", "string", "").refused(NO_NETWORKS),
+    Flag::with("ip", "string", "IPv4 address (e.g., 172.30.100.104)").checked(parts::ip),
+    Flag::with("ip6", "string", "IPv6 address (e.g., 2001:db8::33)").checked(parts::ip),
     Flag::with("ipc", "string", "IPC mode to use"),
     Flag::with(
         "isolation",
@@ -208,15 +206,19 @@ pub(crate) const CREATE: &[Flag] = &[
         "list",
         "Read in a line delimited file of labels",
     ),
-    Flag::with("link", "list", "").refused(NO_NETWORKS),
-    Flag::with("link-local-ip", "list", "").refused(NO_NETWORKS),
+    Flag::with("link", "list", "").refused(NO_LINKS),
+    Flag::with("link-local-ip", "list", "").refused("the kernel chooses link-local addresses"),
     Flag::with(
         "log-driver",
         "string",
         "Logging driver for the container (\"json-file\", \"none\")",
     ),
     Flag::with("log-opt", "list", "Log driver options"),
-    Flag::with("mac-address", "string", "").refused(NO_NETWORKS),
+    Flag::with(
+        "mac-address",
+        "string",
+        "Container MAC address (e.g., 92:d0:c6:0a:29:33)",
+    ),
     Flag::with(
         "memory-swappiness",
         "int",
@@ -234,11 +236,15 @@ pub(crate) const CREATE: &[Flag] = &[
     Flag::with(
         "network",
         "network",
-        "Connect a container to a network (host|none|container:ID)",
+        "Connect a container to a network (NAME|host|none|container:ID|ns:PATH), also several",
     ),
     Flag::with("net", "network", "").hidden(),
-    Flag::with("network-alias", "list", "").refused(NO_NETWORKS),
-    Flag::with("net-alias", "list", "").refused(NO_NETWORKS),
+    Flag::with(
+        "network-alias",
+        "list",
+        "Add network-scoped alias for the container",
+    ),
+    Flag::with("net-alias", "list", "").hidden(),
     Flag::switch(
         "no-healthcheck",
         "Disable any container-specified HEALTHCHECK",
@@ -257,10 +263,14 @@ pub(crate) const CREATE: &[Flag] = &[
         "Set platform if the image is for several",
     ),
     Flag::switch("privileged", "Give extended privileges to this container"),
-    Flag::with("publish", "list", "")
-        .short('p')
-        .refused(NO_PORTS),
-    Flag::switch("publish-all", "").short('P').refused(NO_PORTS),
+    Flag::with(
+        "publish",
+        "list",
+        "Publish a container's port(s) to the host",
+    )
+    .short('p')
+    .checked(network::publish_check),
+    Flag::switch("publish-all", "Publish all exposed ports to random ports").short('P'),
     Flag::with(
         "pull",
         "string",

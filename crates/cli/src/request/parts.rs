@@ -184,6 +184,14 @@ pub(crate) fn address(text: &str) -> Result<(), String> {
     }
 }
 
+/// An IP address.
+pub(crate) fn ip(text: &str) -> Result<(), String> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("{text} is not an ip address")),
+    }
+}
+
 pub(crate) fn port_check(text: &str) -> Result<(), String> {
     ports(text).map(|_| ())
 }

@@ -14,6 +14,7 @@ use knarr_spec::runtime::{
 };
 
 use crate::check::Security;
+use crate::network::{Mode as NetworkMode, mode_of};
 use crate::record::{IdRange, MountKind, Record};
 use crate::{Error, Result, merge};
 use devices::HostDevice;
@@ -362,7 +363,10 @@ fn user_mount(wanted: &crate::record::Mount) -> Mount {
 fn sysctls(record: &Record) -> std::collections::BTreeMap<String, String> {
     let host = &record.host;
     let mut all = std::collections::BTreeMap::new();
-    if matches!(host.network_mode.as_str(), "default" | "none") {
+    if matches!(
+        mode_of(&host.network_mode),
+        NetworkMode::None | NetworkMode::Networks(_)
+    ) {
         all.insert(
             "net.ipv4.ip_unprivileged_port_start".to_owned(),
             "0".to_owned(),

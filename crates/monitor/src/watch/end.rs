@@ -42,6 +42,8 @@ impl Watch {
         self.drain();
         self.log.finish();
         self.streams.close();
+        self.leave_network();
+        self.state.network = knarr_net::Attached::default();
         self.state.log_lost = self.log.lost();
         self.state.oom_killed = self
             .cgroup
@@ -104,6 +106,8 @@ impl Watch {
             Err(report) => {
                 self.init = None;
                 self.streams.close();
+                self.leave_network();
+                self.state.network = knarr_net::Attached::default();
                 let exit_code = i32::from(report.class.run_exit_code());
                 self.state.exit_code = Some(exit_code);
                 self.state.error = Some(report.one_line());
@@ -161,6 +165,8 @@ impl Watch {
         self.held.clear();
         let cgroup = self.undo.remove_cgroup();
         knarr_fs::failpoint!("monitor.cgroup-removed");
+        self.give_addresses_back();
+        knarr_fs::failpoint!("monitor.network-left");
         if removed {
             if cgroup.is_ok() {
                 knarr_fs::remove_tree(&self.run).ok();

@@ -165,6 +165,10 @@ impl Watch {
                 Err(report) => Err(report),
             },
             Call::Status => Ok(Answer::State(Box::new(self.state.clone()))),
+            Call::Connect(endpoint) => self.join_network(&endpoint).map(|()| Answer::Done),
+            Call::Disconnect { network } => self.part_network(&network).map(|()| Answer::Done),
+            Call::Publish { ports } => self.publish(&ports).map(|()| Answer::Done),
+            Call::Unpublish { port } => self.unpublish(port).map(|()| Answer::Done),
             Call::Update { restart } => self.update(restart).map(|()| Answer::Done),
             Call::Exec { id, plan } => {
                 let given = <[OwnedFd; 3]>::try_from(std::mem::take(&mut descriptors)).ok();
@@ -437,7 +441,7 @@ impl Watch {
         Ok(knarr_fs::write_atomic(&path, &bytes, Durability::Volatile)?)
     }
 
-    fn not_running(&self) -> Report {
+    pub(super) fn not_running(&self) -> Report {
         self.wrong_state("is not running", "not-running")
     }
 

@@ -1,0 +1,235 @@
+//! Networks: who reaches whom, by address and by name, and what is left afterwards.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use knarr_testkit::{Knarr, eventually, net};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a shell line in a throw-away busybox and gives what it printed.
+fn sh(knarr: &Knarr, flags: &[&str], script: &str) -> Result<String> {
+    let args = [&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat();
+    knarr.ok(args)
+}
+
+/// A web server that answers with its name.
+fn web(knarr: &Knarr, name: &str, flags: &[&str]) -> Result<String> {
+    let script = format!("mkdir /www; echo {name} > /www/index.html; exec httpd -f -p 80 -h /www");
+    let args = [
+        &["run", "-d", "--name", name],
+        flags,
+        &["busybox", "sh", "-c", &script],
+    ]
+    .concat();
+    knarr.ok(args)
+}
+
+fn inspect(knarr: &Knarr, name: &str, field: &str) -> Result<String> {
+    knarr.ok(["inspect", "-f", &format!("{{{{{field}}}}}"), name])
+}
+
+fn address(knarr: &Knarr, name: &str) -> Result<String> {
+    inspect(knarr, name, ".NetworkSettings.IPAddress")
+}
+
+/// What a web server answers, if it does within a moment.
+fn try_get(address: &str) -> Option<String> {
+    let address = address.parse().ok()?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer.rsplit_once("\r\n\r\n")?.1.trim().to_owned())
+}
+
+/// Until the server listens.
+fn get(address: &str) -> String {
+    eventually(PATIENCE, address, || try_get(address))
+}
+
+/// A shell line that asks a web server and gives up soon.
+fn ask(url: &str) -> String {
+    format!("timeout 5 wget -q -O- http://{url}/")
+}
+
+fn nothing_is_left(knarr: &Knarr) {
+    let mut left = Default::default();
+    let clean = knarr_testkit::wait_for(PATIENCE, || {
+        left = knarr.leftovers("");
+        left.is_empty().then_some(())
+    });
+    assert!(clean.is_some(), "left: {left:#?}");
+}
+
+#[test]
+fn containers_of_the_default_network_reach_each_other_and_the_host() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    web(&knarr, "web", &[])?;
+    let web = address(&knarr, "web")?;
+    assert_eq!(web, "172.17.0.2");
+    assert_eq!(get(&format!("{web}:80")), "web");
+    let seen = sh(
+        &knarr,
+        &[],
+        &format!(
+            "ping -c 1 -W 5 172.17.0.1 >/dev/null && echo host; {}; \
+             ip route; grep \"$(hostname)\" /etc/hosts; ip -6 addr show eth0",
+            ask(&web)
+        ),
+    )?;
+    let lines: Vec<_> = seen.lines().map(str::trim).collect();
+    let (last, rest) = lines.split_last().context("nothing")?;
+    assert_eq!(
+        rest,
+        [
+            "host",
+            "web",
+            "default via 172.17.0.1 dev eth0",
+            "172.17.0.0/20 dev eth0 scope link  src 172.17.0.3"
+        ]
+    );
+    assert!(last.starts_with("172.17.0.3\t"), "{last}");
+    // An address is not used again at once.
+    assert!(sh(&knarr, &[], "ip -4 addr show eth0")?.contains("172.17.0.4/20"));
+    knarr.ok(["rm", "-f", "web"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn the_default_subnet_passes_by_the_hosts_routes() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    net::run(&[
+        "ip", "link", "add", "vpn", "type", "veth", "peer", "name", "vpn2",
+    ])?;
+    net::run(&["ip", "addr", "add", "172.17.0.9/16", "dev", "vpn"])?;
+    net::run(&["ip", "link", "set", "vpn", "up"])?;
+    net::run(&["ip", "route", "add", "172.18.0.0/20", "dev", "vpn"])?;
+    assert!(sh(&knarr, &[], "ip route")?.contains("default via 172.18.16.1"));
+    let refused = knarr.run(["network", "create", "--subnet", "172.18.16.0/24", "x"])?;
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stderr.contains("network bridge has 172.18.16.0/20"),
+        "{}",
+        refused.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn ports_are_published_and_closed() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    web(
+        &knarr,
+        "web",
+        &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"],
+    )?;
+    let ports = knarr.ok(["port", "web"])?;
+    let random = ports
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("80/tcp -> 0.0.0.0:")
+                .filter(|port| *port != "8080")
+        })
+        .context("no random port")?
+        .to_owned();
+    for url in [
+        "127.0.0.1:8080".to_owned(),
+        "127.0.0.1:8081".to_owned(),
+        "[::1]:8080".to_owned(),
+        "172.17.0.1:8080".to_owned(),
+        format!("127.0.0.1:{random}"),
+    ] {
+        assert_eq!(get(&url), "web", "{url}");
+    }
+    // From a container by the host's address, its own included: the hairpin.
+    assert_eq!(sh(&knarr, &[], &ask("172.17.0.1:8080"))?, "web");
+    assert_eq!(
+        knarr.ok(["exec", "web", "sh", "-c", &ask("172.17.0.1:8080")])?,
+        "web"
+    );
+    // One that is bound to loopback is not for them.
+    let outside = knarr.run([
+        "run",
+        "--rm",
+        "busybox",
+        "sh",
+        "-c",
+        &ask("172.17.0.1:8081"),
+    ])?;
+    assert_ne!(outside.code, 0, "{outside:?}");
+    let taken = knarr.run(["run", "--rm", "-p", "8080:80", "busybox", "true"])?;
+    assert_eq!(taken.code, 125);
+    assert!(
+        taken.stderr.contains("8080/tcp") && taken.stderr.contains("container "),
+        "{}",
+        taken.stderr
+    );
+    let ps = knarr.ok(["ps", "--format", "{{.Ports}}"])?;
+    assert!(
+        ps.contains("0.0.0.0:8080->80/tcp") && ps.contains("[::]:8080->80/tcp"),
+        "{ps}"
+    );
+    // On a container that runs.
+    knarr.ok(["network", "publish", "web", "9090:80"])?;
+    assert_eq!(get("127.0.0.1:9090"), "web");
+    assert_eq!(knarr.ok(["port", "web", "80"])?.lines().count(), 7);
+    knarr.ok(["network", "unpublish", "--all", "web"])?;
+    assert_eq!(knarr.ok(["port", "web"])?, "");
+    assert_eq!(try_get("127.0.0.1:8080"), None);
+    knarr.ok(["rm", "-f", "web"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn a_range_of_ports_is_one_element() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    knarr.ok([
+        "run",
+        "-d",
+        "--name",
+        "many",
+        "-p",
+        "9000-9099:9000-9099",
+        "-p",
+        "5300:5300/udp",
+        "busybox",
+        "sh",
+        "-c",
+        "nc -ll -p 9042 -e echo range & nc -u -ll -p 5300 -e cat & wait",
+    ])?;
+    let rules = net::output(&["nft", "list", "ruleset"])?;
+    assert!(
+        rules.contains("0.0.0.0/0 . tcp . 9000-9099 : 172.17.0.2"),
+        "{rules}"
+    );
+    let answer = eventually(PATIENCE, "the port in the range", || {
+        let text = net::output(&["sh", "-c", "busybox nc -w 2 127.0.0.1 9042 </dev/null"]).ok()?;
+        (text == "range\n").then_some(text)
+    });
+    assert_eq!(answer, "range\n");
+    // UDP, by the host's own address.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    eventually(PATIENCE, "an echo over UDP", || {
+        socket.send_to(b"ping", "127.0.0.1:5300").ok()?;
+        let mut buffer = [0; 16];
+        let (length, _) = socket.recv_from(&mut buffer).ok()?;
+        (&buffer[..length] == b"ping").then_some(())
+    });
+    assert_eq!(
+        knarr
+            .ok(["ps", "--format", "{{.Ports}}"])?
+            .split(", ")
+            .count(),
+        4
+    );
+    knarr.ok(["rm", "-f", "many"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
