@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
+use knarr_net::dns::Servers;
+
+use crate::network::{Mode, mode_of};
 use crate::record::Record;
 use crate::spec::Files;
 use crate::{Error, Result};
@@ -127,11 +130,29 @@ pub(crate) fn extra_host(text: &str, gateway: Option<IpAddr>) -> Result<(&str, I
     Ok((name, address.parse().map_err(|_| bad())?))
 }
 
-/// `/etc/resolv.conf`: the host's, with what the flags replace. Without the host's network its
-/// servers on loopback cannot be reached and are left out.
+/// Who is asked for names that are not the networks' own: `--dns`, or the host's servers.
+pub(crate) fn servers(record: &Record) -> Result<Servers> {
+    let flags = &record.host.dns;
+    if flags.is_empty() {
+        return Ok(Servers::default());
+    }
+    let servers = flags
+        .iter()
+        .map(|server| Ok((dns_address(server)?, 53).into()));
+    Ok(Servers::Fixed(servers.collect::<Result<_>>()?))
+}
+
+fn dns_address(text: &str) -> Result<IpAddr> {
+    text.parse()
+        .map_err(|_| Error::invalid(format!("invalid DNS address: {text:?}")))
+}
+
+/// `/etc/resolv.conf`: the host's, with what the flags replace. On networks of its own the container
+/// asks its monitor, and a name without dots is tried as it is first: so are the networks' names.
+/// Without any network the host's servers on loopback cannot be reached and are left out.
 fn resolv(record: &Record, host: &str) -> Result<String> {
     let flags = &record.host;
-    let host_network = flags.network_mode == "host";
+    let mode = mode_of(&flags.network_mode);
     let of = |keyword: &str| -> Vec<String> {
         host.lines()
             .filter_map(|line| {
@@ -143,43 +164,46 @@ fn resolv(record: &Record, host: &str) -> Result<String> {
     };
     let nothing_asked =
         flags.dns.is_empty() && flags.dns_search.is_empty() && flags.dns_options.is_empty();
-    if host_network && nothing_asked {
+    if mode == Mode::Host && nothing_asked {
         return Ok(host.to_owned());
     }
-    let pick = |own: &[String], keyword| {
-        if own.is_empty() {
-            of(keyword)
-        } else {
-            own.to_vec()
-        }
+    let given = flags.dns.iter().map(|server| dns_address(server));
+    let given = given.collect::<Result<Vec<_>>>()?;
+    let servers = match mode {
+        Mode::Networks(_) => vec![IpAddr::V4(knarr_net::dns::ADDRESS)],
+        _ if !given.is_empty() => given,
+        _ => of("nameserver")
+            .iter()
+            .filter_map(|server| server.split('%').next()?.parse::<IpAddr>().ok())
+            .filter(|address| mode == Mode::Host || !address.is_loopback())
+            .collect(),
     };
     let mut text = String::new();
-    for server in pick(&flags.dns, "nameserver") {
-        let bare = server.split('%').next().unwrap_or_default();
-        let Ok(address) = bare.parse::<IpAddr>() else {
-            if flags.dns.is_empty() {
-                continue;
-            }
-            return Err(Error::invalid(format!("invalid DNS address: {server:?}")));
-        };
-        if flags.dns.is_empty() && address.is_loopback() && !host_network {
-            continue;
-        }
-        writeln!(text, "nameserver {address}").unwrap_or_default();
+    for server in servers {
+        // Writing to a String cannot fail.
+        writeln!(text, "nameserver {server}").unwrap_or_default();
     }
     for (own, keyword) in [
         (&flags.dns_search, "search"),
         (&flags.dns_options, "options"),
     ] {
-        let words = pick(own, keyword);
+        let mut words = if own.is_empty() {
+            of(keyword)
+        } else {
+            own.clone()
+        };
         let one_line = |word: &String| {
-            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c == '\0')
+            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control())
         };
         if !words.iter().all(one_line) {
             return Err(Error::invalid(format!(
                 "invalid DNS {keyword}: {:?}",
                 words.join(" ")
             )));
+        }
+        let ndots = words.iter().any(|word| word.starts_with("ndots:"));
+        if keyword == "options" && matches!(mode, Mode::Networks(_)) && !ndots {
+            words.push("ndots:0".to_owned());
         }
         if !words.is_empty() && words != ["."] {
             writeln!(text, "{keyword} {}", words.join(" ")).unwrap_or_default();
@@ -233,18 +257,94 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_cannot_be_reached_are_left_out() {
+    fn names_are_asked_of_the_monitor_or_of_the_host() {
         let host =
-            "# mine\nnameserver 127.0.0.1\nnameserver 9.9.9.9\nsearch a b\noptions ndots:2\n";
+            "# mine\nnameserver 127.0.0.1\nnameserver 9.9.9.9\nsearch a b\noptions timeout:2\n";
         let text = |flags: &str| resolv(&record(flags), host).unwrap();
+        for (flags, expected) in [
+            (
+                "{}",
+                "nameserver 127.0.0.11\nsearch a b\noptions timeout:2 ndots:0\n",
+            ),
+            (
+                r#"{"Dns": ["1.1.1.1"], "DnsSearch": ["."], "DnsOptions": ["ndots:5"]}"#,
+                "nameserver 127.0.0.11\noptions ndots:5\n",
+            ),
+            (
+                r#"{"NetworkMode": "none"}"#,
+                "nameserver 9.9.9.9\nsearch a b\noptions timeout:2\n",
+            ),
+            (
+                r#"{"NetworkMode": "none", "Dns": ["1.1.1.1"]}"#,
+                "nameserver 1.1.1.1\nsearch a b\noptions timeout:2\n",
+            ),
+            (r#"{"NetworkMode": "host"}"#, host),
+            (
+                r#"{"NetworkMode": "host", "DnsSearch": ["c"]}"#,
+                "nameserver 127.0.0.1\nnameserver 9.9.9.9\nsearch c\noptions timeout:2\n",
+            ),
+        ] {
+            assert_eq!(text(flags), expected, "{flags}");
+        }
+        let servers = |flags: &str| servers(&record(flags)).unwrap();
+        assert_eq!(servers("{}"), Servers::File("/etc/resolv.conf".into()));
         assert_eq!(
-            text("{}"),
-            "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n"
+            servers(r#"{"Dns": ["1.1.1.1", "::1"]}"#),
+            Servers::Fixed(vec![
+                "1.1.1.1:53".parse().unwrap(),
+                "[::1]:53".parse().unwrap()
+            ])
         );
-        assert_eq!(text(r#"{"NetworkMode": "host"}"#), host);
-        assert_eq!(
-            text(r#"{"Dns": ["1.1.1.1"], "DnsSearch": ["."]}"#),
-            "nameserver 1.1.1.1\noptions ndots:2\n"
-        );
+    }
+
+    /// B13: no byte in any field makes a second record, or one of another kind.
+    #[test]
+    fn every_byte_in_every_field_makes_one_record_or_an_error() {
+        let mut accepted = 0;
+        for byte in 0..=255u32 {
+            let Some(odd) = char::from_u32(byte) else {
+                continue;
+            };
+            let mut record = record("{}");
+            record.host.extra_hosts = Some(vec![format!("d{odd}b:10.0.0.2")]);
+            if let Ok(text) = hosts(&record, Some(""), None) {
+                let words: Vec<&str> = text.split(char::is_whitespace).collect();
+                assert_eq!(words, ["10.0.0.2", &format!("d{odd}b"), ""], "{odd:?}");
+                accepted += 1;
+            }
+            record.host.extra_hosts = Some(vec![format!("db:10.0.0.{odd}2")]);
+            if let Ok(text) = hosts(&record, Some(""), None) {
+                assert_eq!(text.lines().count(), 1, "{odd:?}");
+                assert!(text.ends_with("\tdb\n"), "{text:?}");
+            }
+            record.host.extra_hosts = None;
+            for field in ["search", "options", "nameserver"] {
+                let value = vec![format!("a{odd}b")];
+                record.host.dns_search = Vec::new();
+                record.host.dns_options = Vec::new();
+                record.host.dns = Vec::new();
+                match field {
+                    "search" => record.host.dns_search = value,
+                    "options" => record.host.dns_options = value,
+                    _ => record.host.dns = value,
+                }
+                if let Ok(text) = resolv(&record, "") {
+                    let keywords: Vec<&str> = text
+                        .lines()
+                        .filter_map(|line| line.split(' ').next())
+                        .collect();
+                    let expected: &[&str] = match field {
+                        "search" => &["nameserver", "search", "options"],
+                        _ => &["nameserver", "options"],
+                    };
+                    assert_eq!(keywords, expected, "{field} {odd:?}: {text:?}");
+                    let line = text.lines().find(|line| line.starts_with(field)).unwrap();
+                    let words = line.split_whitespace().count();
+                    assert_eq!(words, if field == "options" { 3 } else { 2 }, "{odd:?}");
+                    accepted += 1;
+                }
+            }
+        }
+        assert!(accepted > 400, "{accepted}");
     }
 }

@@ -40,6 +40,8 @@ const STDOUT: u64 = 2;
 const STDERR: u64 = 3;
 const STDIN: u64 = 4;
 const TERMINAL: u64 = 5;
+/// The container's name server.
+const NAMES: u64 = 6;
 const FIRST_OTHER: u64 = 16;
 /// Sockets that keep published ports, in order.
 const FIRST_PORT: u64 = 1 << 40;
@@ -286,6 +288,7 @@ impl Watch {
             ours: true,
             since: Instant::now(),
         });
+        self.watch_names().map_err(|error| error.report())?;
         self.watch_container(ends, terminal)
             .map_err(|error| error.report())
     }
@@ -375,6 +378,7 @@ impl Watch {
                 STDOUT | STDERR => self.pump(token),
                 STDIN => self.feed(),
                 TERMINAL => self.terminal_ready(flags),
+                NAMES => self.answer_names(),
                 FIRST_SPLICE.. => self.splices.ready(self.epoll.as_fd(), token),
                 FIRST_PORT.. => self.port_ready(token),
                 other if self.execs.contains_key(&other) => self.exec_ended(other),
@@ -401,6 +405,7 @@ impl Watch {
                 _ => None,
             });
         clients
+            .chain(self.names_due())
             .chain(phase)
             .chain(self.kill_at)
             .chain(self.relax_at)
@@ -414,6 +419,9 @@ impl Watch {
             self.kill_at = None;
             self.send_signal(rustix::process::Signal::KILL.as_raw())
                 .ok();
+        }
+        if self.names_due().is_some_and(|at| at <= now) {
+            self.answer_names();
         }
         if let Phase::Resting(at) = self.phase
             && at <= now

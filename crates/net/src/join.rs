@@ -309,14 +309,24 @@ impl Membership {
         Ok(membership)
     }
 
-    /// The container's name server, which its monitor's loop hosts.
-    pub fn responder(&mut self) -> Option<&mut Responder> {
+    /// The container's name server, from [`Self::connect`] on: its monitor's loop hosts it.
+    pub fn name_server(&self) -> Option<&Responder> {
+        self.responder.as_ref()
+    }
+
+    /// The same, to have its turn.
+    pub fn name_server_mut(&mut self) -> Option<&mut Responder> {
         self.responder.as_mut()
     }
 
-    /// Makes the sockets of the name server and leads port 53 to them.
+    /// Makes the sockets of the name server and leads port 53 to them. The port is a function of
+    /// the container: a program that goes on asking from the same socket is led where it was led
+    /// before, also when the monitor is another one.
     fn serve_names(&self, namespace: BorrowedFd<'_>) -> Result<Responder> {
-        let sockets = Sockets::open_in(namespace)?;
+        const FIRST: u16 = 49152;
+        let hash = crate::hash(self.id.as_str().as_bytes()).to_be_bytes();
+        let port = FIRST | u16::from_be_bytes([hash[0], hash[1]]) >> 2;
+        let sockets = Sockets::open_in(namespace, port)?;
         dns::redirect(namespace, &sockets)?;
         Responder::new(&self.names(), sockets)
     }

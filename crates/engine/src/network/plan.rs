@@ -112,6 +112,7 @@ impl Engine {
             ports: ports::requests(record, endpoints.first().map(|endpoint| &endpoint.network))?,
             endpoints,
             hosts,
+            servers: files::servers(record)?,
         }))
     }
 

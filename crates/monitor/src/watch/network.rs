@@ -12,7 +12,7 @@ use knarr_net::{Endpoint, Membership, Plan};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::splice::Splices;
-use super::{FIRST_PORT, Watch};
+use super::{FIRST_PORT, NAMES, Watch};
 use crate::request::Request;
 use crate::state::Status;
 use crate::{Error, Result, undo};
@@ -49,7 +49,8 @@ impl Watch {
         let namespace = namespace_of(init.id.pid)?;
         let attached = std::mem::take(&mut self.state.network);
         let network = Membership::adopt(&self.paths.run_root, &self.id, plan, attached, namespace)?;
-        self.keep_network(network)
+        self.keep_network(network)?;
+        self.watch_names()
     }
 
     fn keep_network(&mut self, network: Membership) -> Result<()> {
@@ -76,6 +77,25 @@ impl Watch {
             .map_err(Error::of("wait for connections", "epoll_ctl"))?;
         }
         Ok(())
+    }
+
+    /// Hosts the container's name server from now on. Questions that came before wait in its
+    /// sockets.
+    pub(super) fn watch_names(&self) -> Result<()> {
+        let server = self.network.as_ref().and_then(Membership::name_server);
+        server.map_or(Ok(()), |server| self.add(NAMES, server, EventFlags::IN))
+    }
+
+    /// Somebody in the container asks for a name, or is due an answer.
+    pub(super) fn answer_names(&mut self) {
+        if let Some(server) = self.network.as_mut().and_then(Membership::name_server_mut) {
+            server.turn(Instant::now());
+        }
+    }
+
+    /// When the name server has something to do by itself.
+    pub(super) fn names_due(&self) -> Option<Instant> {
+        self.network.as_ref()?.name_server()?.next_deadline()
     }
 
     /// Somebody connects to a held port.

@@ -100,7 +100,7 @@ impl Lab {
             networks: networks.iter().map(|name| (*name).to_owned()).collect(),
             servers,
         };
-        let sockets = Sockets::open().unwrap();
+        let sockets = Sockets::open(0).unwrap();
         let udp = (ADDRESS, sockets.udp_port).into();
         let tcp = (ADDRESS, sockets.tcp_port).into();
         let mut responder = Responder::new(&config, sockets).unwrap();
@@ -676,11 +676,11 @@ fn port_53_leads_to_the_server_and_stays_free() {
     let lab = Lab::new(Servers::None);
     lab.name("front", "web", "10.0.0.2", "aaaa");
     let namespace = crate::own_namespace().unwrap();
-    let other = Sockets::open().unwrap();
+    let other = Sockets::open(0).unwrap();
     let ports = Sockets {
         udp_port: lab.udp.port(),
         tcp_port: lab.tcp.port(),
-        ..Sockets::open().unwrap()
+        ..Sockets::open(0).unwrap()
     };
     // A monitor that takes over leads to its own.
     redirect(namespace.as_fd(), &other).unwrap();
