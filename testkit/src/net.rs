@@ -76,6 +76,19 @@ impl Netns {
         })
     }
 
+    /// That of a running container.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn of(knarr: &crate::Knarr, container: &str) -> Result<Self> {
+        let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", container])?;
+        Ok(Self {
+            namespace: knarr_net::open_namespace(&format!("/proc/{pid}/ns/net"))?,
+            thread: pid.parse()?,
+            _parked: None,
+        })
+    }
+
     /// Does something in it, on the calling thread.
     ///
     /// # Errors

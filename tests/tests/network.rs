@@ -1,11 +1,11 @@
 //! Networks: who reaches whom, by address and by name, and what is left afterwards.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use knarr_testkit::{Knarr, eventually, net};
+use knarr_testkit::{Knarr, Netns, eventually, net};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -189,9 +189,11 @@ fn ports_are_published_and_closed() -> Result<()> {
 #[test]
 fn a_range_of_ports_is_one_element() -> Result<()> {
     let knarr = Knarr::with_busybox()?;
+    let script = "nc -ll -p 9042 -e echo range & sleep 600";
     knarr.ok([
         "run",
         "-d",
+        "--init",
         "--name",
         "many",
         "-p",
@@ -201,7 +203,7 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
         "busybox",
         "sh",
         "-c",
-        "nc -ll -p 9042 -e echo range & nc -u -ll -p 5300 -e cat & wait",
+        script,
     ])?;
     let rules = net::output(&["nft", "list", "ruleset"])?;
     assert!(
@@ -213,15 +215,24 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
         (text == "range\n").then_some(text)
     });
     assert_eq!(answer, "range\n");
-    // UDP, by the host's own address.
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    eventually(PATIENCE, "an echo over UDP", || {
-        socket.send_to(b"ping", "127.0.0.1:5300").ok()?;
-        let mut buffer = [0; 16];
-        let (length, _) = socket.recv_from(&mut buffer).ok()?;
-        (&buffer[..length] == b"ping").then_some(())
-    });
+    // UDP, from loopback, which becomes the gateway's address.
+    let server = Netns::of(&knarr, "many")?.within(|| Ok(UdpSocket::bind("0.0.0.0:5300")?))?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let client = UdpSocket::bind("127.0.0.1:0")?;
+    client.set_read_timeout(Some(PATIENCE))?;
+    client.send_to(b"ping", "127.0.0.1:5300")?;
+    let mut buffer = [0; 16];
+    let (length, from) = server.recv_from(&mut buffer)?;
+    assert_eq!(
+        (&buffer[..length], from.ip().to_string()),
+        (&b"ping"[..], "172.17.0.1".to_owned())
+    );
+    server.send_to(b"pong", from)?;
+    let (length, from) = client.recv_from(&mut buffer)?;
+    assert_eq!(
+        (&buffer[..length], from.to_string()),
+        (&b"pong"[..], "127.0.0.1:5300".to_owned())
+    );
     assert_eq!(
         knarr
             .ok(["ps", "--format", "{{.Ports}}"])?
@@ -229,6 +240,8 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
             .count(),
         4
     );
+    // It holds the namespace, and so the address.
+    drop(server);
     knarr.ok(["rm", "-f", "many"])?;
     nothing_is_left(&knarr);
     Ok(())

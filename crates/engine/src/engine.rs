@@ -15,9 +15,10 @@ use crate::record::{Record, Root};
 use crate::spec::facts::Facts;
 use crate::{
     Change, CommitRequest, CopyEnd, CopyOptions, CreateRequest, Created, Error, EventOptions,
-    EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, NetworkCreate, NetworkSummary, Pruned, PublishedPort,
-    RemoveOptions, Result, Session, Settings, StartOptions, StatsReader, StopOptions, SystemPruned,
-    Top, UpdateRequest, Usage, Volume, VolumeCreate, WaitCondition,
+    EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, NetworkCreate,
+    NetworkSummary, Pruned, PublishedPort, RemoveOptions, Result, Session, Settings, StartOptions,
+    StatsReader, StopOptions, SystemPruned, Top, UpdateRequest, Usage, Volume, VolumeCreate,
+    WaitCondition,
 };
 
 /// Everything that can be done with containers and volumes. `container` arguments are names, ids

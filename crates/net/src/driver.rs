@@ -22,6 +22,8 @@ pub struct Wanted<'a> {
     pub namespace: BorrowedFd<'a>,
     /// The container.
     pub id: &'a knarr_spec::ContainerId,
+    /// It publishes ports, which it may want to reach itself by the host's address.
+    pub publishes: bool,
 }
 
 /// What makes links between a network and a container.
@@ -73,6 +75,9 @@ impl Driver for BridgeDriver {
             if !wanted.network.flag(option::ICC, true) {
                 route::isolate(&mut batch, &joint.link);
             }
+            if wanted.publishes && bridges_call_firewall() {
+                route::reflect(&mut batch, &joint.link);
+            }
             match socket.apply(&batch) {
                 // The last start's, which the kernel has not taken away yet.
                 Err(error) if error.errno() == Some(Errno::EXIST) && digit < 15 => {}
@@ -91,6 +96,23 @@ impl Driver for BridgeDriver {
     fn is_behind_host(&self) -> bool {
         true
     }
+}
+
+/// Whether the kernel runs bridged packets through the firewall.
+fn bridges_call_firewall() -> bool {
+    ["iptables", "ip6tables"].iter().any(|table| {
+        host::sysctl_get(&format!("bridge/bridge-nf-call-{table}"))
+            .is_some_and(|value| value == "1")
+    })
+}
+
+/// A container that runs begins to publish ports.
+pub(crate) fn publishes(joint: &Joint) -> Result<()> {
+    let mut batch = Batch::default();
+    if bridges_call_firewall() && !joint.link.is_empty() {
+        route::reflect(&mut batch, &joint.link);
+    }
+    Socket::route()?.apply(&batch)
 }
 
 /// A link above one of the host's.

@@ -190,7 +190,7 @@ fn keep_router_advertisements() {
     }
 }
 
-fn sysctl_get(name: &str) -> Option<String> {
+pub(crate) fn sysctl_get(name: &str) -> Option<String> {
     let path = format!("/proc/sys/net/{name}");
     let text = knarr_fs::read_to_string(Path::new(&path)).ok()?;
     Some(text.trim().to_owned())

@@ -256,6 +256,7 @@ impl Membership {
             network: &endpoint.network,
             namespace,
             id: &self.id,
+            publishes: !self.published.is_empty(),
         };
         driver.connect(&wanted, joint)?;
         if endpoint.network.driver == DriverKind::Ipvlan {
@@ -275,6 +276,14 @@ impl Membership {
         attached: Attached,
         namespace: Option<OwnedFd>,
     ) -> Result<Self> {
+        let mut attached = attached;
+        for joint in attached
+            .endpoints
+            .iter_mut()
+            .filter(|joint| joint.link.is_empty())
+        {
+            joint.link = lease::newest_link(&joint.network, id)?.unwrap_or_default();
+        }
         let held = attached
             .ports
             .iter()
@@ -442,6 +451,9 @@ impl Membership {
             self.published.len(),
         );
         let done = self.take_ports(ports).and_then(|()| {
+            if let Some(joint) = self.attached.behind_host() {
+                driver::publishes(joint)?;
+            }
             let new = self.published.get(before..).unwrap_or_default().to_vec();
             firewall::change(&self.run_root, &Change::Publish(new.clone()))?;
             conntrack::forget(&new);

@@ -177,9 +177,17 @@ fn lives(run: &Path) -> bool {
 /// Whether a link of the container's is still a port of the bridge: the kernel takes it away some
 /// time after the namespace's last user.
 pub(crate) fn has_link(network: &str, id: &ContainerId) -> Result<bool> {
+    Ok(newest_link(network, id)?.is_some())
+}
+
+/// The name of the link that was made last.
+pub(crate) fn newest_link(network: &str, id: &ContainerId) -> Result<Option<String>> {
     let prefix = link_prefix(network, id);
     let links = Socket::route()?.links()?;
-    Ok(links.iter().any(|link| link.name.starts_with(&prefix)))
+    let ours = links
+        .into_iter()
+        .filter(|link| link.name.starts_with(&prefix));
+    Ok(ours.max_by_key(|link| link.index).map(|link| link.name))
 }
 
 /// What the names of a container's links on the host begin with. A digit follows: a new start does

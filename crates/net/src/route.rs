@@ -37,6 +37,7 @@ const INFO_DATA: u16 = 2;
 const INFO_SLAVE_KIND: u16 = 4;
 const INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_IPVLAN_MODE: u16 = 1;
@@ -383,12 +384,28 @@ pub(crate) fn add_veth(batch: &mut Batch, name: &str, bridge: u32, inner: &Inner
 
 /// A bridge's port that exchanges frames with the bridge only, not with other isolated ports.
 pub(crate) fn isolate(batch: &mut Batch, name: &str) {
-    let what = format!("isolate the bridge port {name}");
+    set_port(
+        batch,
+        format!("isolate the bridge port {name}"),
+        name,
+        IFLA_BRPORT_ISOLATED,
+    );
+}
+
+/// A bridge's port that gives back frames to where they came from. Where the kernel runs bridged
+/// packets through the firewall (br_netfilter), a container's packets to its own published port are
+/// translated on the bridge and need this.
+pub(crate) fn reflect(batch: &mut Batch, name: &str) {
+    let what = format!("let the bridge port {name} reflect");
+    set_port(batch, what, name, IFLA_BRPORT_MODE);
+}
+
+fn set_port(batch: &mut Batch, what: String, name: &str, flag: u16) {
     batch.push(what, RTM_NEWLINK, ACK, &link_header(0, 0), |all| {
         all.text(IFLA_IFNAME, name);
         all.nested(IFLA_LINKINFO, |all| {
             all.text(INFO_SLAVE_KIND, "bridge");
-            all.nested(INFO_SLAVE_DATA, |all| all.u8(IFLA_BRPORT_ISOLATED, 1));
+            all.nested(INFO_SLAVE_DATA, |all| all.u8(flag, 1));
         });
     });
 }

@@ -1,6 +1,6 @@
 //! `ps`.
 
-use knarr_engine::{Filters, ListOptions, Status, Summary};
+use knarr_engine::{Filters, ListOptions, Summary};
 use serde_json::{Map, Value};
 
 use super::{Call, Command, USUAL};
