@@ -40,6 +40,9 @@ pub struct Bridge {
     /// Nothing leaves it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub internal: bool,
+    /// Its networks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<Subnet>,
     /// Whose packets leave with this host's address as their source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masquerade: Vec<Subnet>,
@@ -96,6 +99,8 @@ const SAME: Set = set(
     &[],
     false,
 );
+const HOME4: Set = set("home4", &[Type::InterfaceName, Type::Ipv4], &[], true);
+const HOME6: Set = set("home6", &[Type::InterfaceName, Type::Ipv6], &[], true);
 const MASQUERADED4: Set = set("masqueraded4", &[Type::Ipv4], &[], true);
 const MASQUERADED6: Set = set("masqueraded6", &[Type::Ipv6], &[], true);
 const PORTS4: Set = set("ports4", KEY4, &[Type::Ipv4, Type::Port], true);
@@ -176,6 +181,8 @@ impl Content {
             &BRIDGES,
             &INTERNAL,
             &SAME,
+            &HOME4,
+            &HOME6,
             &MASQUERADED4,
             &MASQUERADED6,
             &PORTS4,
@@ -239,6 +246,15 @@ impl Bridge {
         ];
         if self.internal {
             all.push((INTERNAL.name, vec![Element::key(name)]));
+        }
+        for subnet in &self.subnets {
+            let set = if subnet.is_ipv6() { HOME6.name } else { HOME4.name };
+            let key = |address| [interface(&self.name), octets(address)].concat();
+            let element = Element {
+                end: Some(key(subnet.end())),
+                ..Element::key(key(subnet.network()))
+            };
+            all.push((set, vec![element]));
         }
         for subnet in &self.masquerade {
             let set = if subnet.is_ipv6() {
@@ -449,11 +465,25 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
         );
     }
     // A container that reaches one on its own network by the host's address: the answer must come
-    // back this way.
-    to.add_rule(
-        "postrouting",
-        &[&same()[..], &translated()[..], &[Masquerade]].concat(),
-    );
+    // back this way. By its address, as bridged packets do not tell where they came in.
+    for (set, family, offset, length) in
+        [(HOME4, Family::Ipv4, 12, 4), (HOME6, Family::Ipv6, 8, 16)]
+    {
+        let from_home = [
+            Load(Meta::Protocol, REG_1),
+            Equal(REG_1, vec![family as u8]),
+            Load(Meta::OutputName, REG_1),
+            Expr::Payload {
+                header: Header::Network,
+                offset,
+                length,
+                to: REG_2,
+            },
+            In(set.name, REG_1),
+        ];
+        let rule = [&from_home[..], &translated()[..], &[Masquerade]].concat();
+        to.add_rule("postrouting", &rule);
+    }
     // The container could not answer to 127.0.0.1.
     to.add_rule(
         "postrouting",
@@ -596,6 +626,10 @@ mod tests {
                 Bridge {
                     name: "knarr0".to_owned(),
                     internal: false,
+                    subnets: vec![
+                        "172.17.0.0/16".parse().unwrap(),
+                        "fd00::/64".parse().unwrap(),
+                    ],
                     masquerade: vec![
                         "172.17.0.0/16".parse().unwrap(),
                         "fd00::/64".parse().unwrap(),
@@ -604,6 +638,7 @@ mod tests {
                 Bridge {
                     name: "kn-inside".to_owned(),
                     internal: true,
+                    subnets: vec!["10.0.0.0/24".parse().unwrap()],
                     masquerade: Vec::new(),
                 },
             ],

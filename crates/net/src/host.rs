@@ -113,6 +113,7 @@ fn describe(network: &Network) -> Bridge {
     Bridge {
         name: network.interface.clone(),
         internal: network.internal,
+        subnets: network.pools.iter().map(|pool| pool.subnet).collect(),
         masquerade: if masquerade {
             network.pools.iter().map(|pool| pool.subnet).collect()
         } else {
