@@ -5,7 +5,7 @@
 //! daemon is asked, and no program run but the plugins of [`cni`]. Everything is synchronous; what
 //! the kernel does slowly (taking a link away) is waited for only by [`sweep`], half a second at most.
 //!
-//! No command uses it yet. It is made to be called so:
+//! Called so:
 //! ```text
 //! engine   networks/<name>.json ([`Network`])  ──▶ [`Plan`] of a container
 //! monitor  [`Membership::prepare`]   addresses and names (exclusive symlinks), ports held bound
