@@ -100,6 +100,11 @@ impl Undo {
         Ok(Cgroup::remove(&layout, &self.cgroup)?)
     }
 
+    /// The networks that it is on, or was on since it started.
+    pub(crate) fn networks(&self) -> &[String] {
+        &self.networks
+    }
+
     /// It is about to join one more network.
     pub(crate) fn note_network(&mut self, name: &str) {
         if !self.networks.iter().any(|known| known == name) {

@@ -557,6 +557,10 @@ impl Watch {
             ours: false,
             since: Instant::now(),
         });
+        // The last one may have noted more than the request tells.
+        if let Some(undo) = Undo::load(&self.run)? {
+            self.undo = undo;
+        }
         self.adopt_network(network)?;
         self.listen()?;
         self.watch_container(ends, None)?;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::netlink::{self, Batch, Socket};
 use crate::network::{DriverKind, Network, ipvlan_mode, macvlan_mode, option};
 use crate::plan::Joint;
-use crate::route::{self, Above, Inner};
+use crate::route::{self, Above, Inner, Link, Mac};
 use crate::{Error, Result, host, lease};
 
 /// A link to be made: where, for whom.
@@ -88,14 +88,33 @@ impl Driver for BridgeDriver {
     }
 
     fn disconnect(&self, _: BorrowedFd<'_>, joint: &Joint) -> Result<()> {
-        let mut batch = Batch::default();
-        route::delete(&mut batch, &joint.link);
-        Socket::route()?.apply(&batch)
+        delete(&joint.link)
     }
 
     fn is_behind_host(&self) -> bool {
         true
     }
+}
+
+/// Removes a link, if it is there.
+pub(crate) fn delete(link: &str) -> Result<()> {
+    let mut batch = Batch::default();
+    route::delete(&mut batch, link);
+    Socket::route()?.apply(&batch)
+}
+
+/// Removes the links that have these Ethernet addresses.
+pub(crate) fn delete_by_mac(macs: &[Mac]) -> Result<()> {
+    if macs.is_empty() {
+        return Ok(());
+    }
+    let socket = Socket::route()?;
+    let mut batch = Batch::default();
+    let ours = |link: &Link| link.mac.is_some_and(|mac| macs.contains(&mac));
+    for link in socket.links()?.into_iter().filter(ours) {
+        route::delete(&mut batch, &link.name);
+    }
+    socket.apply(&batch)
 }
 
 /// Whether the kernel runs bridged packets through the firewall.
@@ -156,11 +175,7 @@ impl Driver for ParentDriver {
     }
 
     fn disconnect(&self, namespace: BorrowedFd<'_>, joint: &Joint) -> Result<()> {
-        netlink::within(namespace, || {
-            let mut batch = Batch::default();
-            route::delete(&mut batch, &joint.interface);
-            Socket::route()?.apply(&batch)
-        })
+        netlink::within(namespace, || delete(&joint.interface))
     }
 
     fn is_behind_host(&self) -> bool {

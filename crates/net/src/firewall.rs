@@ -5,6 +5,7 @@
 //! ```text
 //! <run root>/networks/<net>/bridge.json   a [`Bridge`] that is there
 //! <run root>/published/<container>        its [`Published`] ports, from before they work
+//! <run root>/published/<container>.gone   those that cease to, until they are out of the table
 //! <run root>/forwarding                   Knarr turned IP forwarding on; it was off before
 //! ```
 //! Who may reach whom:
@@ -19,7 +20,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use knarr_fs::Durability;
+use knarr_fs::{Durability, failpoint};
 use knarr_spec::ContainerId;
 use serde::{Deserialize, Serialize};
 
@@ -162,6 +163,9 @@ impl Content {
         }
         let published = published_folder(run_root);
         for name in knarr_fs::file_names(&published)? {
+            if name.as_encoded_bytes().ends_with(GONE.as_bytes()) {
+                continue;
+            }
             let ports: Option<Vec<Published>> = read(&published.join(name))?;
             content.published.extend(ports.unwrap_or_default());
         }
@@ -556,6 +560,17 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
+fn save(path: &Path, ports: &[Published]) -> Result<()> {
+    let bytes = serde_json::to_vec(ports).map_err(|cause| Error::Damaged {
+        path: path.to_owned(),
+        cause,
+    })?;
+    Ok(knarr_fs::write_atomic(path, &bytes, Durability::Volatile)?)
+}
+
+/// What the names of notes about ports that cease to be published end with.
+const GONE: &str = ".gone";
+
 fn published_folder(run_root: &Path) -> PathBuf {
     run_root.join("published")
 }
@@ -567,12 +582,7 @@ fn published_folder(run_root: &Path) -> PathBuf {
 pub fn remember(run_root: &Path, id: &ContainerId, ports: &[Published]) -> Result<()> {
     let folder = published_folder(run_root);
     knarr_fs::create_dir_all(&folder)?;
-    let path = folder.join(id.as_str());
-    let bytes = serde_json::to_vec(ports).map_err(|cause| Error::Damaged {
-        path: path.clone(),
-        cause,
-    })?;
-    Ok(knarr_fs::write_atomic(&path, &bytes, Durability::Volatile)?)
+    save(&folder.join(id.as_str()), ports)
 }
 
 /// What a container publishes; nothing where nothing is written down.
@@ -583,14 +593,35 @@ pub fn remembered(run_root: &Path, id: &ContainerId) -> Result<Vec<Published>> {
     Ok(read(&published_folder(run_root).join(id.as_str()))?.unwrap_or_default())
 }
 
-/// Forgets what a container published; done before it is unpublished.
+/// Takes ports out of the table: all of a container's but `kept`, those included that somebody who
+/// was killed at it left half-way.
 ///
 /// # Errors
-/// When the file cannot be removed.
-pub fn forget(run_root: &Path, id: &ContainerId) -> Result<()> {
-    Ok(knarr_fs::remove_file(
-        &published_folder(run_root).join(id.as_str()),
-    )?)
+/// When a file cannot be written, or the kernel refuses; the same again goes on there.
+pub fn close(run_root: &Path, id: &ContainerId, kept: &[Published]) -> Result<Vec<Published>> {
+    let note = published_folder(run_root).join(format!("{id}{GONE}"));
+    let mut gone: Vec<Published> = read(&note)?.unwrap_or_default();
+    for one in remembered(run_root, id)? {
+        if !kept.contains(&one) && !gone.contains(&one) {
+            gone.push(one);
+        }
+    }
+    if gone.is_empty() {
+        knarr_fs::remove_file(&note)?;
+        return Ok(gone);
+    }
+    save(&note, &gone)?;
+    // Whoever makes the table anew leaves them out from here on.
+    if kept.is_empty() {
+        knarr_fs::remove_file(&published_folder(run_root).join(id.as_str()))?;
+    } else {
+        remember(run_root, id, kept)?;
+    }
+    failpoint!("net.unpublishing");
+    change(run_root, &Change::Unpublish(gone.clone()))?;
+    failpoint!("net.unpublished");
+    knarr_fs::remove_file(&note)?;
+    Ok(gone)
 }
 
 /// Makes a change. Where its elements cannot be added or taken away, the table is made anew as the

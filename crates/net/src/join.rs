@@ -143,14 +143,11 @@ impl Membership {
                 }),
             });
         }
-        joint.mac = match (endpoint.mac, joint.ipv4, joint.ipv6) {
-            (Some(mac), ..) => mac,
-            (None, Some(place), _) => Mac::of(place.address),
-            (None, None, Some(place)) => {
-                let [.., a, b, c, d] = place.address.octets();
-                Mac([0x02, 0x42, a, b, c, d])
-            }
-            (None, None, None) => {
+        let first = joint.addresses().next();
+        joint.mac = match (endpoint.mac, first) {
+            (Some(mac), _) => mac,
+            (None, Some(address)) => Mac::of_any(address),
+            (None, None) => {
                 return Err(Error::invalid(format!(
                     "network {} has no addresses",
                     network.name
@@ -268,12 +265,18 @@ impl Membership {
     }
 
     /// Takes over from a monitor that died: the container goes on, and its ports are held again.
-    /// One that somebody else has taken meanwhile is left out.
+    /// One that somebody else has taken meanwhile is left out. What `attached` does not tell of was
+    /// being made or taken away when the monitor died, and goes: ports, and what is on the networks
+    /// `noted`.
+    ///
+    /// # Errors
+    /// When the kernel or the disk refuses.
     pub fn adopt(
         run_root: &Path,
         id: &ContainerId,
         plan: &Plan,
         attached: Attached,
+        noted: &[String],
         namespace: Option<OwnedFd>,
     ) -> Result<Self> {
         let mut attached = attached;
@@ -284,11 +287,6 @@ impl Membership {
         {
             joint.link = lease::newest_link(&joint.network, id)?.unwrap_or_default();
         }
-        let held = attached
-            .ports
-            .iter()
-            .filter_map(|bound| port::hold_again(*bound))
-            .collect();
         let endpoints = attached
             .endpoints
             .iter()
@@ -299,7 +297,24 @@ impl Membership {
                     .cloned()
             })
             .collect();
-        let published = firewall::remembered(run_root, id)?;
+        let mut published = firewall::remembered(run_root, id)?;
+        published.retain(|one| {
+            let mut addresses = attached.endpoints.iter().flat_map(Joint::addresses);
+            addresses.any(|address| address == one.target)
+                && attached.ports.iter().any(|bound| covers(one, bound))
+        });
+        attached.ports.retain(|bound| {
+            bound.host.is_ipv6() || published.iter().any(|one| covers(one, bound))
+        });
+        conntrack::forget(&firewall::close(run_root, id, &published)?);
+        for network in noted.iter().filter(|name| attached.on(name).is_none()) {
+            leave_behind(run_root, id, network, namespace.as_ref())?;
+        }
+        let held = attached
+            .ports
+            .iter()
+            .filter_map(|bound| port::hold_again(*bound))
+            .collect();
         let mut membership = Self {
             run_root: run_root.to_owned(),
             id: id.clone(),
@@ -315,6 +330,8 @@ impl Membership {
         if let Some(namespace) = &membership.namespace {
             membership.responder = Some(membership.serve_names(as_fd(namespace))?);
         }
+        // The dead one may have been about to. Without it the container is worth adopting, too.
+        membership.write_hosts().ok();
         Ok(membership)
     }
 
@@ -463,7 +480,7 @@ impl Membership {
             self.held.truncate(held);
             self.attached.ports = bound;
             self.published.truncate(before);
-            firewall::remember(&self.run_root, &self.id, &self.published)?;
+            firewall::close(&self.run_root, &self.id, &self.published)?;
         }
         done
     }
@@ -499,25 +516,9 @@ impl Membership {
 
     /// Takes ports out of the firewall; a range goes as a whole.
     fn close_ports(&mut self, which: impl Fn(&Published) -> bool) -> Result<()> {
-        let (gone, kept): (Vec<_>, Vec<_>) = self.published.drain(..).partition(which);
-        self.published = kept;
-        if gone.is_empty() {
-            return Ok(());
-        }
-        if self.published.is_empty() {
-            firewall::forget(&self.run_root, &self.id)?;
-        } else {
-            firewall::remember(&self.run_root, &self.id, &self.published)?;
-        }
-        failpoint!("net.unpublishing");
-        firewall::change(&self.run_root, &Change::Unpublish(gone.clone()))?;
+        self.published.retain(|one| !which(one));
+        let gone = firewall::close(&self.run_root, &self.id, &self.published)?;
         conntrack::forget(&gone);
-        let covers = |published: &Published, bound: &port::Bound| {
-            published.protocol == bound.protocol
-                && (published.target_port
-                    ..=published.target_port.saturating_add(published.count - 1))
-                    .contains(&bound.port)
-        };
         self.held
             .retain(|held| !gone.iter().any(|one| covers(one, &held.bound)));
         self.attached
@@ -607,6 +608,33 @@ impl Membership {
     }
 }
 
+/// Whether a bound port is one of those that the firewall translates.
+fn covers(published: &Published, bound: &port::Bound) -> bool {
+    let last = published.target_port.saturating_add(published.count - 1);
+    published.protocol == bound.protocol && (published.target_port..=last).contains(&bound.port)
+}
+
+/// Takes away what somebody who was killed at it has left of a live container on a network.
+fn leave_behind(
+    run_root: &Path,
+    id: &ContainerId,
+    network: &str,
+    namespace: Option<&OwnedFd>,
+) -> Result<()> {
+    lease::forget_names(run_root, network, id)?;
+    let leased = lease::holders(run_root, network)?;
+    let leased = leased.iter().filter(|(_, holder)| holder == id);
+    let macs: Vec<Mac> = leased.map(|(address, _)| Mac::of_any(*address)).collect();
+    if let Some(link) = lease::newest_link(network, id)? {
+        driver::delete(&link)?;
+    }
+    // One that is above a link of the host's has no end there.
+    if let Some(namespace) = namespace {
+        crate::netlink::within(as_fd(namespace), || driver::delete_by_mac(&macs))?;
+    }
+    lease::give_back_all(run_root, network, id)
+}
+
 fn as_fd(fd: &OwnedFd) -> BorrowedFd<'_> {
     std::os::fd::AsFd::as_fd(fd)
 }
@@ -618,12 +646,7 @@ fn as_fd(fd: &OwnedFd) -> BorrowedFd<'_> {
 /// # Errors
 /// The first failure, after trying everything.
 pub fn sweep(run_root: &Path, id: &ContainerId, networks: &[String]) -> Result<()> {
-    let published = firewall::remembered(run_root, id)?;
-    let mut result = Ok(());
-    if !published.is_empty() {
-        result = firewall::forget(run_root, id)
-            .and_then(|()| firewall::change(run_root, &Change::Unpublish(published)));
-    }
+    let mut result = firewall::close(run_root, id, &[]).map(|gone| conntrack::forget(&gone));
     for network in networks {
         result = result.and(lease::forget_names(run_root, network, id));
         let deadline = Instant::now() + Duration::from_millis(500);

@@ -68,6 +68,17 @@ impl Mac {
         let [a, b, c, d] = address.octets();
         Self([0x02, 0x42, a, b, c, d])
     }
+
+    /// The same of either family: the last four bytes count.
+    pub(crate) fn of_any(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::of(address),
+            IpAddr::V6(address) => {
+                let [.., a, b, c, d] = address.octets();
+                Self([0x02, 0x42, a, b, c, d])
+            }
+        }
+    }
 }
 
 impl fmt::Display for Mac {
@@ -128,6 +139,8 @@ pub(crate) struct Link {
     /// Free text (`ip link set … alias`); Knarr's own say whose they are.
     pub(crate) alias: String,
     pub(crate) mtu: u32,
+    /// Of an Ethernet link.
+    pub(crate) mac: Option<Mac>,
 }
 
 fn link_header(index: u32, flags: u32) -> [u8; 16] {
@@ -149,6 +162,7 @@ fn parse_link(payload: &[u8]) -> Link {
             IFLA_IFNAME => link.name = text(value),
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_MTU => link.mtu = number(value, 0),
+            IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             _ => {}
         }
     }

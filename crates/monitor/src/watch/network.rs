@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use knarr_diag::{Explain as _, Report};
 use knarr_fs::Durability;
 use knarr_net::port::{PortRequest, Protocol};
-use knarr_net::{Endpoint, Membership, Plan};
+use knarr_net::{Attached, Endpoint, Membership, Plan};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::splice::Splices;
@@ -48,7 +48,15 @@ impl Watch {
         };
         let namespace = namespace_of(init.id.pid)?;
         let attached = std::mem::take(&mut self.state.network);
-        let network = Membership::adopt(&self.paths.run_root, &self.id, plan, attached, namespace)?;
+        let noted = self.undo.networks().to_vec();
+        let network = Membership::adopt(
+            &self.paths.run_root,
+            &self.id,
+            plan,
+            attached,
+            &noted,
+            namespace,
+        )?;
         self.keep_network(network)?;
         self.watch_names()
     }
@@ -139,16 +147,21 @@ impl Watch {
         }
     }
 
+    /// What `state.json` tells is what a monitor that takes over keeps: it tells of what is new once
+    /// that is there, and no more of what goes from before it goes.
     pub(super) fn join_network(&mut self, endpoint: &Endpoint) -> std::result::Result<(), Report> {
         // Before the first effect, so that a sweep knows where to look.
         self.undo.note_network(&endpoint.network.name);
         self.undo.save(&self.run).map_err(|error| error.report())?;
-        self.change_network(|network| network.join(endpoint))?;
+        self.change_network(|_| {}, |network| network.join(endpoint))?;
         self.keep_plan(|plan| plan.endpoints.push(endpoint.clone()))
     }
 
     pub(super) fn part_network(&mut self, name: &str) -> std::result::Result<(), Report> {
-        self.change_network(|network| network.part(name))?;
+        self.change_network(
+            |attached| attached.endpoints.retain(|joint| joint.network != name),
+            |network| network.part(name),
+        )?;
         self.keep_plan(|plan| {
             plan.endpoints
                 .retain(|endpoint| endpoint.network.name != name)
@@ -156,7 +169,7 @@ impl Watch {
     }
 
     pub(super) fn publish(&mut self, ports: &[PortRequest]) -> std::result::Result<(), Report> {
-        self.change_network(|network| network.publish(ports))?;
+        self.change_network(|_| {}, |network| network.publish(ports))?;
         self.keep_plan(|plan| plan.ports.extend(ports.iter().cloned()))
     }
 
@@ -164,7 +177,14 @@ impl Watch {
         &mut self,
         port: Option<(u16, Protocol)>,
     ) -> std::result::Result<(), Report> {
-        self.change_network(|network| network.unpublish(port))?;
+        self.change_network(
+            |attached| {
+                attached
+                    .ports
+                    .retain(|bound| port.is_some_and(|port| port != (bound.port, bound.protocol)));
+            },
+            |network| network.unpublish(port),
+        )?;
         self.keep_plan(|plan| {
             plan.ports.retain(|request| {
                 port.is_some_and(|(number, protocol)| {
@@ -177,6 +197,7 @@ impl Watch {
 
     fn change_network(
         &mut self,
+        ahead: impl FnOnce(&mut Attached),
         change: impl FnOnce(&mut Membership) -> knarr_net::Result<()>,
     ) -> std::result::Result<(), Report> {
         if self.init.is_none() || !matches!(self.state.status, Status::Running | Status::Paused) {
@@ -189,12 +210,20 @@ impl Watch {
             }
             .report());
         };
+        ahead(&mut self.state.network);
+        if self.state.network != *network.attached() {
+            self.state
+                .save(&self.run, Durability::Volatile)
+                .map_err(|error| error.report())?;
+            knarr_fs::failpoint!("monitor.network-changing");
+        }
         let done = change(network);
         self.state.network = network.attached().clone();
         let kept = self
             .state
             .save(&self.run, Durability::Volatile)
             .and_then(|()| self.watch_ports());
+        knarr_fs::failpoint!("monitor.network-changed");
         done.map_err(|error| error.report())?;
         kept.map_err(|error| error.report())
     }
