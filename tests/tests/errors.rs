@@ -83,7 +83,11 @@ fn wrong_words_are_told_with_the_right_ones() -> Result<()> {
         ),
         (&["run", "--nosuchflag", "busybox"], 125, &["--nosuchflag"]),
         (&["run", "--gpus", "all", "busybox"], 125, &["--gpus"]),
-        (&["run", "-p", "80:x", "busybox"], 125, &["invalid containerPort: x"]),
+        (
+            &["run", "-p", "80:x", "busybox"],
+            125,
+            &["invalid containerPort: x"],
+        ),
         (
             &["run", "--rm", "--network", "bridg", "busybox"],
             125,

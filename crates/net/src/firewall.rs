@@ -252,7 +252,11 @@ impl Bridge {
             all.push((INTERNAL.name, vec![Element::key(name)]));
         }
         for subnet in &self.subnets {
-            let set = if subnet.is_ipv6() { HOME6.name } else { HOME4.name };
+            let set = if subnet.is_ipv6() {
+                HOME6.name
+            } else {
+                HOME4.name
+            };
             let key = |address| [interface(&self.name), octets(address)].concat();
             let element = Element {
                 end: Some(key(subnet.end())),

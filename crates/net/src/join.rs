@@ -303,9 +303,9 @@ impl Membership {
             addresses.any(|address| address == one.target)
                 && attached.ports.iter().any(|bound| covers(one, bound))
         });
-        attached.ports.retain(|bound| {
-            bound.host.is_ipv6() || published.iter().any(|one| covers(one, bound))
-        });
+        attached
+            .ports
+            .retain(|bound| bound.host.is_ipv6() || published.iter().any(|one| covers(one, bound)));
         conntrack::forget(&firewall::close(run_root, id, &published)?);
         for network in noted.iter().filter(|name| attached.on(name).is_none()) {
             leave_behind(run_root, id, network, namespace.as_ref())?;
