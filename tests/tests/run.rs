@@ -66,7 +66,12 @@ fn the_container_has_its_own_view_of_the_machine() -> Result<()> {
         "eth0\nlo\nup"
     );
     assert_eq!(
-        sh(&knarr, &["--network", "host"], "ls /sys/class/net")?,
+        // The kernel may still be at the other containers' links.
+        sh(
+            &knarr,
+            &["--network", "host"],
+            "ls /sys/class/net | grep -v ^kv"
+        )?,
         "knarr0\nlo"
     );
     let host_uts = rustix::system::uname()

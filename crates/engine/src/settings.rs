@@ -133,9 +133,10 @@ impl Settings {
                     knarr_fs::remove_tree(&stale.join(name))?;
                 }
             }
-            for stale in ["layers", "seccomp"] {
+            for stale in ["layers", "seccomp", "networks", "published"] {
                 knarr_fs::remove_tree(&self.run_root.join(stale))?;
             }
+            knarr_fs::remove_file(&self.run_root.join("forwarding"))?;
             knarr_fs::write_atomic(&marker, boot.as_bytes(), knarr_fs::Durability::Volatile)?;
         }
         drop(lock);

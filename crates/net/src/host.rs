@@ -34,7 +34,8 @@ pub fn free_bridge_name() -> Result<String> {
 /// The network's bridge, made where it is not there yet. Gives its index.
 pub(crate) fn ensure_bridge(socket: &Socket, run_root: &Path, network: &Network) -> Result<u32> {
     let mark = mark(run_root, network);
-    let ready = |link: &Link| link.up && link.alias == mark;
+    let note = lease::folder(run_root, &network.name).join("bridge.json");
+    let ready = |link: &Link| link.up && link.alias == mark && note.exists();
     if let Some(link) = socket.link(&network.interface)?.filter(ready) {
         return Ok(link.index);
     }
