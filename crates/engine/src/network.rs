@@ -178,13 +178,17 @@ impl Engine {
     }
 
     fn no_network<T>(&self, name: &str) -> Result<T> {
-        let known = all(self.settings())?
+        let mut known: Vec<String> = all(self.settings())?
             .into_iter()
-            .map(|network| network.name);
-        let built_in = BUILT_IN.map(|(name, _)| name.to_owned());
+            .map(|network| network.name)
+            .collect();
+        known.extend(BUILT_IN.map(|(name, _)| name.to_owned()));
+        if !known.iter().any(|name| name == DEFAULT) {
+            known.push(DEFAULT.to_owned());
+        }
         Err(Error::NetworkNotFound {
             name: name.to_owned(),
-            near: names::near(name, known.chain(built_in)),
+            near: names::near(name, known),
         })
     }
 

@@ -129,6 +129,7 @@ impl Container {
                 idmap: None,
             },
             cgroup: knarr_cgroup::Plan::from_resources(&layout, &resources, &path).unwrap(),
+            network: None,
             log: Log::json_file(data.join("logs/json.log")),
             restart: Restart::No,
             restart_count: 0,

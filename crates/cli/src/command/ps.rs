@@ -244,6 +244,7 @@ fn quoted(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use knarr_engine::Status;
 
     fn container() -> Summary {
         Summary {
