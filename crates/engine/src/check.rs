@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use knarr_spec::docker::{ContainerConfig, HostConfig, RestartPolicy};
 
-use crate::network::{Mode, mode_of};
+use crate::network::{Mode, mode_of, ports};
 use crate::spec::facts::Facts;
 use crate::{Error, Result};
 
@@ -26,6 +26,9 @@ pub(crate) fn settle(
     not_served(host)?;
     defaults(host);
     modes(config, host)?;
+    if host.network_mode == "host" && publishes(host) {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
+    }
     resources(host, facts, &mut warnings)?;
     restart(host)?;
     log(host)?;
@@ -132,6 +135,10 @@ fn defaults(host: &mut HostConfig) {
     }
 }
 
+fn publishes(host: &HostConfig) -> bool {
+    host.publish_all_ports || !host.port_bindings.is_empty()
+}
+
 /// Which namespaces are whose.
 fn modes(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     let network = host.network_mode.as_str();
@@ -149,8 +156,14 @@ fn modes(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
         Mode::Container("") => check("network", network, &[])?,
         Mode::Namespace(path) if !path.starts_with('/') => check("network", network, &[])?,
         Mode::Networks(name) => knarr_net::network::check_name(name)?,
+        Mode::Container(_) if publishes(host) => {
+            return Err(Error::invalid(
+                "conflicting options: port publishing and the container type network mode",
+            ));
+        }
         _ => {}
     }
+    ports::parse(&host.port_bindings, None)?;
     check(
         "IPC",
         &host.ipc_mode,
@@ -645,8 +658,16 @@ mod tests {
             ),
             (r#"{"NetworkMode": "ns:x"}"#, "invalid network mode: ns:x"),
             (
-                r#"{"PortBindings": {"80/tcp": []}}"#,
-                "publishing port 80/tcp (-p) is not supported",
+                r#"{"PortBindings": {"80/icmp": []}}"#,
+                "invalid port: \"80/icmp\"",
+            ),
+            (
+                r#"{"PortBindings": {"80": [{"HostPort": "9-8"}]}}"#,
+                "invalid port specification: \"9-8\"",
+            ),
+            (
+                r#"{"PublishAllPorts": true, "NetworkMode": "container:x"}"#,
+                "port publishing and the container type network mode",
             ),
             (r#"{"Isolation": "vm"}"#, "only `process` exists"),
             (r#"{"PidMode": "private"}"#, "invalid PID mode: private"),

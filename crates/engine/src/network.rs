@@ -8,7 +8,7 @@
 mod attach;
 mod inspect;
 mod plan;
-mod ports;
+pub(crate) mod ports;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

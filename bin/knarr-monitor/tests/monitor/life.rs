@@ -280,7 +280,7 @@ fn a_terminal_has_a_size_and_can_be_left_and_joined() {
         return;
     }
     let container = Container::new(
-        "stty size; trap 'stty size; exit 0' WINCH; while :; do sleep 1 & wait; done",
+        "trap 'stty size; exit 0' WINCH; stty size; while :; do sleep 1 & wait; done",
     )
     .terminal();
     let mut started = container.start();

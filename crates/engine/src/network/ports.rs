@@ -61,7 +61,7 @@ pub(crate) fn requests(record: &Record, network: Option<&Network>) -> Result<Vec
 }
 
 /// Parses `HostConfig.PortBindings`.
-fn parse(
+pub(crate) fn parse(
     bindings: &BTreeMap<String, Vec<PortBinding>>,
     default: Option<IpAddr>,
 ) -> Result<Vec<PortRequest>> {
