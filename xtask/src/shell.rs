@@ -38,10 +38,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// `crt-static` is given to the last crate only: for the whole build it would break proc-macros on
 /// the gnu target.
 pub(crate) fn build_binaries() -> Result<()> {
-    for (package, binary) in [
-        ("knarr-monitor-bin", "knarr-monitor"),
-        ("knarr-oci", "knarr-oci"),
-        ("knarr", "knarr"),
+    // Whoever starts knarr-oci waits for it: at a fixed address it has nothing to relocate first.
+    for (package, binary, more) in [
+        ("knarr-monitor-bin", "knarr-monitor", &[][..]),
+        ("knarr-oci", "knarr-oci", &["-C", "relocation-model=static"]),
+        ("knarr", "knarr", &[]),
     ] {
         cargo(
             &[
@@ -54,7 +55,7 @@ pub(crate) fn build_binaries() -> Result<()> {
                 binary,
                 "--",
             ],
-            &["-C", "target-feature=+crt-static"],
+            &[&["-C", "target-feature=+crt-static"], more].concat(),
         )?;
     }
     Ok(())

@@ -1,5 +1,4 @@
 //! `knarr-oci`, as it ships.
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    knarr_oci::main()
-}
+knarr_sys::main!(knarr_oci::main);

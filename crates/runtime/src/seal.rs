@@ -116,11 +116,7 @@ impl AsFd for Executable {
 /// Whether this process already runs from a file that cannot be written: its mount is read-only,
 /// or it is a sealed copy.
 pub fn is_sealed() -> bool {
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open("/proc/self/exe", flags, rustix::fs::Mode::empty()) else {
-        return false;
-    };
-    let readonly = rustix::fs::fstatvfs(&file)
+    let readonly = rustix::fs::statvfs(c"/proc/self/exe")
         .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     readonly
         || std::fs::read_link("/proc/self/exe").is_ok_and(|path| {

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod child;
 pub mod clone;
+pub mod entry;
 mod failure;
 pub mod heap;
 pub mod loopdev;
