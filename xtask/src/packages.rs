@@ -37,6 +37,7 @@ pub(crate) const TEST: &[Package] = &[
     ("openssl", "/usr/bin/openssl"),
     ("erofs-utils", "/usr/bin/fsck.erofs"),
     ("strace", "/usr/bin/strace"),
+    ("time", "/usr/bin/time"),
     ("zstd", "/usr/bin/zstd"),
     (
         "golang-github-containers-common",

@@ -6,7 +6,7 @@ use crate::support::{Image, config, pipes, plan, skip, together};
 use knarr_runtime::{Begun, Launch};
 
 /// Between clone and exec, with Docker's default config.
-const MOST_CALLS: usize = 230;
+const MOST_CALLS: usize = 160;
 
 fn run_true(image: &Image, plan: &knarr_runtime::Plan) -> (u128, u128) {
     let rootfs = image.mount();
