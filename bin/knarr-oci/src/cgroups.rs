@@ -65,13 +65,19 @@ pub(crate) fn plan(
     }
 }
 
-/// Makes it. None as for [`plan`].
+/// Makes it; for a caller with rights only as far as a process can be born in it, so that
+/// [`Cgroup::complete`] has to follow. None as for [`plan`].
 pub(crate) fn create(
     globals: &mut Globals,
     layout: &Layout,
     plan: &Plan,
 ) -> Result<Option<Cgroup>> {
-    match Cgroup::create(layout, plan) {
+    let made = if globals.rootless() {
+        Cgroup::create(layout, plan)
+    } else {
+        Cgroup::begin(layout, plan)
+    };
+    match made {
         Ok(cgroup) => {
             warn(&mut globals.log, cgroup.warnings());
             Ok(Some(cgroup))

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Result};
-use crate::state::{GATE, Phase, Record};
+use crate::state::{FILE, GATE, Phase, Record};
 
 /// The folder in the root that is no container.
 pub(crate) const OWN: &str = ".knarr";
@@ -256,6 +256,11 @@ impl Container {
         if let Some(plan) = &self.record.cgroup {
             remove_cgroup(plan)?;
         }
+        // What it is described by first: without that it is a leftover. Nearly always that is all.
+        let gone = |removed: rustix::io::Result<()>| matches!(removed, Ok(()) | Err(Errno::NOENT));
+        if gone(rustix::fs::unlink(self.dir.join(FILE))) && gone(rustix::fs::rmdir(&self.dir)) {
+            return Ok(());
+        }
         Ok(knarr_fs::remove_tree(&self.dir)?)
     }
 }
@@ -271,6 +276,9 @@ fn living(layout: &Layout, plan: &knarr_cgroup::Plan) -> Result<Option<Cgroup>> 
 /// Kills what is in a container's cgroups and removes them.
 pub(crate) fn remove_cgroup(plan: &knarr_cgroup::Plan) -> Result<()> {
     let layout = Layout::detect()?;
+    if Cgroup::remove_empty(&layout, plan) {
+        return Ok(());
+    }
     if let Some(cgroup) = living(&layout, plan)?
         && cgroup.is_populated()?
     {

@@ -13,7 +13,7 @@ use knarr_runtime::{Begun, Extras, Launch, Namespace, Plan, PlanOptions, Stdio, 
 use knarr_sys::Failure as SysFailure;
 use knarr_sys::mount::{Change, Propagation, mount_setattr};
 use knarr_sys::process::CStringArray;
-use rustix::fs::{CWD, FileType};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -35,13 +35,13 @@ pub(crate) fn create(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode>
     let made = Made::new(preparation, globals)?;
     let gate = made.gate()?;
     let begun = made.begin(&request, rootfs, Some(gate), globals)?;
+    let init = Identity::of(begun.pid())?;
     let created = begun
         .ready()
         .map_err(|error| Failure::from(error).during("unable to start container process"))?;
     if let (Console::Socket(socket), Some(terminal)) = (&console, created.terminal()) {
         foreground::send_terminal(socket, terminal)?;
     }
-    let init = Identity::of(created.pid())?;
     if let Some(pidfd) = created.pidfd() {
         request.listeners.announce(init.pid, pidfd)?;
     }
@@ -282,9 +282,9 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
 /// (sd_listen_fds(3)), then those of `--preserve-fds`.
 fn keep_descriptors(plan: &mut Plan, preserve: u32) -> Result<u32> {
     let variable = |name: &str| std::env::var(name).ok();
-    let own = std::process::id().to_string();
+    let own = |pid: &str| pid == std::process::id().to_string();
     let sockets = match (variable("LISTEN_PID"), variable("LISTEN_FDS")) {
-        (Some(pid), Some(count)) if pid == own => count.parse::<u32>().unwrap_or(0),
+        (Some(pid), Some(count)) if own(&pid) => count.parse::<u32>().unwrap_or(0),
         _ => 0,
     };
     if sockets > 0 {
@@ -323,11 +323,8 @@ fn open_root(path: &Path, propagation: knarr_runtime::Propagation) -> Result<Own
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, path, flags).map_err(failed("open_tree"))?;
-    let stat = rustix::fs::fstat(&tree).map_err(failed("fstat"))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return Err(failed("fstat")(Errno::NOTDIR));
-    }
+    // With a slash at the end it can only be a directory.
+    let tree = open_tree(CWD, path.join(""), flags).map_err(failed("open_tree"))?;
     // A clone of a shared mount is its peer: the container's mounts would appear on the host.
     let change = Change {
         propagation: match propagation {
@@ -415,7 +412,7 @@ impl Made {
         let stdio = if preparation.plan.process.terminal.is_some() {
             Stdio::Terminal
         } else {
-            foreground::own_files()?
+            Stdio::Inherited
         };
         let record = &preparation.record;
         let mut begun = knarr_runtime::begin(Launch {
@@ -441,6 +438,8 @@ impl Made {
                 cgroups::warn(&mut globals.log, &cgroup.join_limits(begun.pid())?);
             }
             if !rootless {
+                // While the process makes its tree.
+                cgroups::warn(&mut globals.log, &cgroup.complete()?);
                 // Engines read a container's numbers in v1 hierarchies by its process.
                 cgroup.join_all(begun.pid())?;
             }

@@ -79,7 +79,7 @@ fn run(globals: &mut Globals, parsed: &Parsed) -> Result<ExitCode> {
     let stdio = if process.terminal.is_some() {
         Stdio::Terminal
     } else {
-        foreground::own_files()?
+        Stdio::Inherited
     };
     let foreground = if detach {
         None

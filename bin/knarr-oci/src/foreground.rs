@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use knarr_runtime::ConsoleSize;
 use knarr_runtime::process::{self, Exit};
-use knarr_runtime::{ConsoleSize, Stdio};
 use knarr_sys::process::{SignalSet, set_signal_mask, signalfd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -48,19 +48,6 @@ pub(crate) fn send_terminal(socket: &Path, terminal: BorrowedFd<'_>) -> Result<(
     })
 }
 
-/// The caller's standard files, for the container.
-pub(crate) fn own_files() -> Result<Stdio> {
-    let copy = |fd: BorrowedFd<'_>| {
-        rustix::io::fcntl_dupfd_cloexec(fd, 3)
-            .map_err(|errno| Failure::new(format!("cannot use the standard files: {errno}")))
-    };
-    Ok(Stdio::Files([
-        copy(std::io::stdin().as_fd())?,
-        copy(std::io::stdout().as_fd())?,
-        copy(std::io::stderr().as_fd())?,
-    ]))
-}
-
 /// The size of the caller's terminal.
 pub(crate) fn own_size() -> ConsoleSize {
     tcgetwinsize(std::io::stdin()).map_or_else(
@@ -88,7 +75,8 @@ pub(crate) fn prepare(subreaper: bool) -> Result<Foreground> {
     let failed =
         |what: &str, cause: &dyn std::fmt::Display| Failure::new(format!("cannot {what}: {cause}"));
     if subreaper {
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        // Whoever is named, it is the caller (prctl(2), PR_SET_CHILD_SUBREAPER).
+        rustix::process::set_child_subreaper(Some(rustix::process::Pid::INIT))
             .map_err(|errno| failed("adopt orphans", &errno))?;
     }
     let all = SignalSet::full();

@@ -1,6 +1,6 @@
 //! The cgroup of one container: made, entered, watched, removed.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,38 @@ pub(crate) struct Unified {
     pub(crate) path: PathBuf,
     /// Missing as long as systemd is still to make it.
     fd: OnceCell<OwnedFd>,
+    /// Whether it was made here.
+    fresh: Cell<bool>,
+}
+
+impl Unified {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            fd: OnceCell::new(),
+            fresh: Cell::new(false),
+        }
+    }
+
+    /// Makes and opens the directory, if that is still to be done.
+    fn make(&self, hierarchy: &Hierarchy, made: &mut Made) -> Result<BorrowedFd<'_>> {
+        if self.fd.get().is_none() {
+            self.fresh
+                .set(made.directory(&hierarchy.mount, &self.path)?);
+        }
+        self.open()
+    }
+
+    fn open(&self) -> Result<BorrowedFd<'_>> {
+        let fd = match self.fd.get() {
+            Some(fd) => fd,
+            None => {
+                let fd = control::open_dir(&self.path)?;
+                self.fd.get_or_init(|| fd)
+            }
+        };
+        Ok(fd.as_fd())
+    }
 }
 
 impl Cgroup {
@@ -51,49 +83,82 @@ impl Cgroup {
     /// [`Error::MissingController`].
     pub fn create(layout: &Layout, plan: &Plan) -> Result<Self> {
         let mut made = Made::default();
-        match Self::create_recording(layout, plan, &mut made) {
-            Ok(cgroup) => Ok(cgroup),
-            Err(error) => {
-                made.undo();
-                Err(error)
-            }
+        let created = Self::begin_recording(layout, plan, &mut made).and_then(|mut cgroup| {
+            let warnings = cgroup.complete_recording(&mut made)?;
+            cgroup.warnings.extend(warnings);
+            Ok(cgroup)
+        });
+        if created.is_err() {
+            made.undo();
         }
+        created
     }
 
-    fn create_recording(layout: &Layout, plan: &Plan, made: &mut Made) -> Result<Self> {
+    /// The first half of [`Self::create`]: only what a process can be born in ([`Self::dir_fd`]).
+    /// The rest, [`Self::complete`], costs up to 0.5 ms, in which that process can already work.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn begin(layout: &Layout, plan: &Plan) -> Result<Self> {
+        let mut made = Made::default();
+        let begun = Self::begin_recording(layout, plan, &mut made);
+        if begun.is_err() {
+            made.undo();
+        }
+        begun
+    }
+
+    /// The second half of [`Self::create`], to be done before anything that shall be limited runs
+    /// in it. Given back is what had to be left out, beyond [`Self::warnings`]. When it fails, the
+    /// cgroup is to be removed.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn complete(&self) -> Result<Vec<Warning>> {
+        self.complete_recording(&mut Made::default())
+    }
+
+    fn begin_recording(layout: &Layout, plan: &Plan, made: &mut Made) -> Result<Self> {
         plan.check_version()?;
         let mut softened = plan.clone();
         let warnings = softened.soften(layout);
-        let unified = layout.unified.as_ref().map(|hierarchy| Unified {
-            path: hierarchy.dir(&plan.path),
-            fd: OnceCell::new(),
-        });
-        let mut cgroup = Self {
+        let unified = layout
+            .unified
+            .as_ref()
+            .map(|hierarchy| Unified::new(hierarchy.dir(&plan.path)));
+        let cgroup = Self {
             plan: softened,
             layout: layout.clone(),
             unified,
             warnings,
         };
-        if cgroup.plan.unit.is_none() {
-            let more = cgroup.furnish(made)?;
-            cgroup.warnings.extend(more);
+        if let (Some(hierarchy), Some(unified), None) =
+            (&layout.unified, &cgroup.unified, &plan.unit)
+        {
+            unified.make(hierarchy, made)?;
         }
         Ok(cgroup)
     }
 
-    /// Makes the directories, sets the limits, installs the device rules.
+    fn complete_recording(&self, made: &mut Made) -> Result<Vec<Warning>> {
+        match self.plan.unit {
+            None => self.furnish(made),
+            // By `join_limits`, when there is a process to make the unit for.
+            Some(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets the limits, installs the device rules, makes the directories in v1 hierarchies.
     fn furnish(&self, made: &mut Made) -> Result<Vec<Warning>> {
         let settings = settings::settings(&self.plan.limits, &self.layout)?;
         if let (Some(hierarchy), Some(unified)) = (&self.layout.unified, &self.unified) {
-            // systemd makes it, and puts no program on what it has delegated.
-            let fresh =
-                self.plan.unit.is_some() || made.directory(&hierarchy.mount, &unified.path)?;
             delegate(hierarchy, &unified.path, &settings)?;
-            let fd = control::open_dir(&unified.path)?;
+            let fd = unified.open()?;
             if !self.plan.devices.is_empty() {
-                devices::install(fd.as_fd(), &unified.path, &self.plan.devices, fresh)?;
+                // systemd puts no program on what it has delegated.
+                let fresh = self.plan.unit.is_some() || unified.fresh.get();
+                devices::install(fd, &unified.path, &self.plan.devices, fresh)?;
             }
-            unified.fd.get_or_init(|| fd);
         }
         for (hierarchy, dir) in self.joined_before_exec(&settings) {
             made.directory(&hierarchy.mount, &dir)?;
@@ -113,9 +178,9 @@ impl Cgroup {
         let unified = match &layout.unified {
             None => None,
             Some(hierarchy) => {
-                let path = hierarchy.dir(&plan.path);
-                let fd = OnceCell::from(control::open_dir(&path)?);
-                Some(Unified { path, fd })
+                let unified = Unified::new(hierarchy.dir(&plan.path));
+                unified.open()?;
+                Some(unified)
             }
         };
         let cgroup = Self {
@@ -299,6 +364,28 @@ impl Cgroup {
         }
         self.plan.limits.merge(&asked.limits);
         Ok(())
+    }
+
+    /// Removes the directories in all hierarchies where nothing is in them, as is the rule when a
+    /// container has ended; whether all are gone. What is not needs [`Self::kill`] and
+    /// [`Self::remove`].
+    pub fn remove_empty(layout: &Layout, plan: &Plan) -> bool {
+        let gone = |dir: PathBuf| {
+            matches!(
+                knarr_sys::rustix::fs::rmdir(dir),
+                Ok(()) | Err(Errno::NOENT)
+            )
+        };
+        let legacy = || {
+            layout
+                .legacy
+                .iter()
+                .all(|hierarchy| gone(hierarchy.dir(&plan.legacy_path(hierarchy))))
+        };
+        let unified = layout.unified.as_ref();
+        plan.unit.is_none()
+            && unified.is_none_or(|hierarchy| gone(hierarchy.dir(&plan.path)))
+            && legacy()
     }
 
     /// Removes the directories in all hierarchies, child cgroups included. Idempotent. Processes

@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 use crate::control;
 use crate::{Error, Result};
 
+/// statfs(2) of a cgroup v2 hierarchy (linux/magic.h).
+const CGROUP2_SUPER_MAGIC: knarr_sys::rustix::fs::FsWord = 0x6367_7270;
+
 /// How the machine has its cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -30,8 +33,8 @@ pub struct Layout {
 pub(crate) struct Hierarchy {
     /// Where it is mounted.
     pub(crate) mount: PathBuf,
-    /// v1: the controllers bound to it. v2: those available at its root.
-    pub(crate) controllers: Vec<String>,
+    /// v1: the controllers bound to it. v2: those available at its root, read when first asked for.
+    controllers: OnceLock<Vec<String>>,
     /// The caller's cgroup, absolute below `mount`.
     pub(crate) own: String,
     /// v2: see [`Layout::delegated`].
@@ -58,7 +61,16 @@ impl Hierarchy {
     }
 
     pub(crate) fn has(&self, controller: &str) -> bool {
-        self.controllers.iter().any(|has| has == controller)
+        self.controllers().iter().any(|has| has == controller)
+    }
+
+    /// The controllers of this hierarchy; none where the file cannot be read.
+    pub(crate) fn controllers(&self) -> &[String] {
+        self.controllers.get_or_init(|| {
+            control::read(&self.mount.join("cgroup.controllers"))
+                .map(|available| available.split_whitespace().map(str::to_owned).collect())
+                .unwrap_or_default()
+        })
     }
 
     /// The directory of a cgroup given by its absolute path.
@@ -68,7 +80,9 @@ impl Hierarchy {
 }
 
 impl Layout {
-    /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup`, once in a process: some 0.1 ms.
+    /// Looks once in a process. Where `/sys/fs/cgroup` is v2 and may be written at its top, that is
+    /// all there is to know; else `/proc/self/mountinfo` and `/proc/self/cgroup` tell, in some
+    /// 0.1 ms.
     ///
     /// # Errors
     /// [`Error::NotMounted`], [`Error::Read`].
@@ -81,13 +95,32 @@ impl Layout {
         Ok(DETECTED.get_or_init(|| layout).clone())
     }
 
+    /// v2 alone, where everybody mounts it, with the right to make cgroups at its top. What v1
+    /// hierarchies somebody mounts elsewhere beside it are not for containers.
+    fn plain() -> Option<Self> {
+        let mount = Path::new("/sys/fs/cgroup");
+        let magic = knarr_sys::rustix::fs::statfs(mount).ok()?.f_type;
+        let unified = Hierarchy {
+            mount: mount.to_owned(),
+            controllers: OnceLock::new(),
+            own: "/".to_owned(),
+            delegated: Some(String::new()),
+        };
+        let delegated = (magic == CGROUP2_SUPER_MAGIC).then(|| unified.find_delegated())?;
+        (delegated.as_deref() == Some("")).then(|| Self {
+            unified: Some(unified),
+            legacy: Vec::new(),
+        })
+    }
+
     fn read() -> Result<Self> {
+        if let Some(layout) = Self::plain() {
+            return Ok(layout);
+        }
         let mounts = control::read(Path::new("/proc/self/mountinfo"))?;
         let memberships = control::read(Path::new("/proc/self/cgroup"))?;
         let mut layout = Self::parse(&mounts, &memberships)?;
         if let Some(unified) = &mut layout.unified {
-            let available = control::read(&unified.mount.join("cgroup.controllers"))?;
-            unified.controllers = available.split_whitespace().map(str::to_owned).collect();
             unified.delegated = unified.find_delegated();
         }
         Ok(layout)
@@ -133,7 +166,7 @@ impl Layout {
                         .map_or("/", |(_, path)| path);
                     layout.unified = Some(Hierarchy {
                         mount,
-                        controllers: Vec::new(),
+                        controllers: OnceLock::new(),
                         own: own(path),
                         delegated: Some(String::new()),
                     });
@@ -157,7 +190,7 @@ impl Layout {
                 if !layout.legacy.iter().any(|known| known.has(first)) {
                     layout.legacy.push(Hierarchy {
                         mount,
-                        controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+                        controllers: known(controllers),
                         own: own(path),
                         delegated: Some(String::new()),
                     });
@@ -176,7 +209,7 @@ impl Layout {
         Self {
             unified: Some(Hierarchy {
                 mount: PathBuf::from("/c"),
-                controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+                controllers: known(controllers),
                 own: "/".to_owned(),
                 delegated: Some(String::new()),
             }),
@@ -206,7 +239,7 @@ impl Layout {
             .unified
             .iter()
             .chain(&self.legacy)
-            .flat_map(|hierarchy| hierarchy.controllers.iter().cloned())
+            .flat_map(|hierarchy| hierarchy.controllers().iter().cloned())
             .collect();
         names.sort();
         names.dedup();
@@ -251,6 +284,15 @@ impl Layout {
         })?;
         control::open_dir(&path).map(Some)
     }
+}
+
+fn known(controllers: &[&str]) -> OnceLock<Vec<String>> {
+    OnceLock::from(
+        controllers
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// The caller's cgroup as seen below a mount that may show only a part (`root`) of the hierarchy.

@@ -68,7 +68,7 @@ impl Plan {
         if !path.starts_with('/') {
             for hierarchy in &layout.legacy {
                 if let (true, Some(controller)) =
-                    (hierarchy.own != "/", hierarchy.controllers.first())
+                    (hierarchy.own != "/", hierarchy.controllers().first())
                 {
                     bases.insert(controller.clone(), hierarchy.own.clone());
                 }
@@ -194,7 +194,7 @@ impl Plan {
     /// Where the container is in a v1 hierarchy, absolute below its mount point.
     pub(crate) fn legacy_path(&self, hierarchy: &Hierarchy) -> String {
         let base = hierarchy
-            .controllers
+            .controllers()
             .first()
             .and_then(|first| self.bases.get(first));
         match base {

@@ -68,7 +68,7 @@ pub(crate) fn join(dir: &Path, pid: Pid) -> Result<()> {
 /// v2: switches on what limits need, and what numbers need if it can be had, in every cgroup
 /// between the root and the container.
 pub(crate) fn delegate(hierarchy: &Hierarchy, dir: &Path, settings: &[Setting]) -> Result<()> {
-    if hierarchy.controllers.is_empty() {
+    if hierarchy.controllers().is_empty() {
         return Ok(());
     }
     let needed: BTreeSet<&str> = settings

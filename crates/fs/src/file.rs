@@ -34,8 +34,8 @@ pub fn open_read(path: &Path) -> Result<OwnedFd> {
 /// As open(2) and read(2).
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let file = open_read(path)?;
-    // Almost all fit, and then two calls do it.
-    let mut bytes = Vec::with_capacity(4 << 10);
+    // Almost all fit, and then two calls do it. What is not filled is not touched.
+    let mut bytes = Vec::with_capacity(16 << 10);
     loop {
         match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
             Ok(0) => return Ok(bytes),
@@ -45,6 +45,21 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
             Err(errno) => return Err(Error::of("read", "read", path)(errno)),
         }
     }
+}
+
+/// Reads a file of the kernel's that is one record of less than a page, such as
+/// `/proc/PID/stat`: a single read(2) gives all of it.
+///
+/// # Errors
+/// As open(2) and read(2).
+pub fn read_record(path: &Path) -> Result<Vec<u8>> {
+    let file = open_read(path)?;
+    let mut bytes = Vec::with_capacity(4 << 10);
+    rustix::io::retry_on_intr(|| {
+        rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes))
+    })
+    .map_err(Error::of("read", "read", path))?;
+    Ok(bytes)
 }
 
 /// Reads a whole file of text.

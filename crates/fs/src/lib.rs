@@ -30,8 +30,8 @@ pub use error::{Error, Result};
 pub use failpoint::hit as failpoint_hit;
 pub use file::{
     Durability, TempDir, create_dir_all, create_dir_all_durable, create_dir_private, create_empty,
-    file_names, link_names, open_read, read, read_link, read_to_string, remove_file, remove_tree,
-    rename, rename_durable, sweep, symlink, sync_dir, write_atomic,
+    file_names, link_names, open_read, read, read_link, read_record, read_to_string, remove_file,
+    remove_tree, rename, rename_durable, sweep, symlink, sync_dir, write_atomic,
 };
 pub use inode::{Inode, Times, times_of};
 pub use lock::Lock;

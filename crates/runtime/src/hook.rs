@@ -267,7 +267,7 @@ fn become_hook(hook: &Prepared, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -
         .and_then(|()| rustix::process::chdir(c"/"))
         .is_ok()
         && knarr_sys::child::close_on_exec_from(3).is_ok()
-        && knarr_sys::process::reset_signals().is_ok();
+        && knarr_sys::process::reset_signals(u64::MAX).is_ok();
     if prepared {
         knarr_sys::process::execve(&hook.path, &hook.args, &hook.env);
     }

@@ -51,7 +51,7 @@ fn program(process: &Prepared, socket: BorrowedFd<'_>) -> i32 {
     if rustix::process::setpgid(None, None).is_ok() {
         rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpid()).ok();
     }
-    let fault = match reset_signals() {
+    let fault = match reset_signals(process.ignored_signals) {
         Ok(()) => {
             knarr_fs::failpoint!("run.exec");
             execute(process)

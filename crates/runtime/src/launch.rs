@@ -68,6 +68,8 @@ pub struct Extras {
 pub enum Stdio {
     /// Standard input, output and error.
     Files([OwnedFd; 3]),
+    /// The caller's own, which are open.
+    Inherited,
     /// The terminal that the plan asks for; its master end comes back.
     Terminal,
 }
@@ -362,7 +364,7 @@ pub(crate) fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>> {
             above_stdio(output)?,
             above_stdio(error)?,
         ]),
-        Stdio::Terminal => None,
+        Stdio::Inherited | Stdio::Terminal => None,
     })
 }
 
@@ -575,12 +577,12 @@ pub fn create(launch: Launch<'_>) -> Result<Created<'_>> {
 
 pub(crate) fn check_stdio(stdio: &Stdio, process: &ProcessPlan) -> Result<()> {
     match (stdio, process.terminal) {
-        (Stdio::Terminal, Some(_)) | (Stdio::Files(_), None) => Ok(()),
+        (Stdio::Terminal, Some(_)) | (Stdio::Files(_) | Stdio::Inherited, None) => Ok(()),
         (Stdio::Terminal, None) => Err(Error::Config {
             field: "process.terminal".to_owned(),
             reason: "a terminal was asked for that the plan does not have".to_owned(),
         }),
-        (Stdio::Files(_), Some(_)) => Err(Error::Config {
+        (Stdio::Files(_) | Stdio::Inherited, Some(_)) => Err(Error::Config {
             field: "process.terminal".to_owned(),
             reason: "the plan has a terminal, and files were given".to_owned(),
         }),

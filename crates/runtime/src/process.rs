@@ -59,8 +59,22 @@ pub fn boot_id() -> knarr_fs::Result<String> {
     if let Some(boot) = BOOT.get() {
         return Ok(boot.clone());
     }
-    let text = knarr_fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))?;
+    let text = knarr_fs::read_record(Path::new("/proc/sys/kernel/random/boot_id"))?;
+    let text = String::from_utf8_lossy(&text);
     Ok(BOOT.get_or_init(|| text.trim().to_owned()).clone())
+}
+
+/// The signals that this process ignores, bit 0 for signal 1 (`SigIgn` of proc_pid_status(5)); all
+/// where that cannot be known. One look instead of 62 questions.
+pub(crate) fn ignored_signals() -> u64 {
+    let status = knarr_fs::read_record(Path::new("/proc/self/status")).unwrap_or_default();
+    parse_ignored(&status).unwrap_or(u64::MAX)
+}
+
+fn parse_ignored(status: &[u8]) -> Option<u64> {
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:\t"))?;
+    u64::from_str_radix(std::str::from_utf8(mask).ok()?, 16).ok()
 }
 
 /// When a process started, in clock ticks since boot; `None` where there is no such process or
@@ -69,7 +83,7 @@ pub fn boot_id() -> knarr_fs::Result<String> {
 /// # Errors
 /// As open(2) and read(2).
 pub fn start_time(pid: i32) -> knarr_fs::Result<Option<u64>> {
-    let stat = match knarr_fs::read(Path::new(&format!("/proc/{pid}/stat"))) {
+    let stat = match knarr_fs::read_record(Path::new(&format!("/proc/{pid}/stat"))) {
         Ok(stat) => stat,
         Err(error) if error.is_not_found() || error.errno() == Some(Errno::SRCH) => {
             return Ok(None);
@@ -225,6 +239,23 @@ mod tests {
             ..me
         };
         assert!(!before.is_alive().unwrap());
+    }
+
+    #[test]
+    fn what_is_ignored_is_known() {
+        for (status, expected) in [
+            (
+                &b"Name:\tx\nSigIgn:\t8000000000001000\nSigCgt:\t0\n"[..],
+                Some(1 << 63 | 1 << 12),
+            ),
+            (b"SigIgn:\t0000000000000000", Some(0)),
+            (b"Name:\tx\n", None),
+            (b"SigIgn:\tmany\n", None),
+        ] {
+            assert_eq!(parse_ignored(status), expected);
+        }
+        // As Rust programs do.
+        assert_ne!(ignored_signals() & 1 << (Signal::PIPE.as_raw() - 1), 0);
     }
 
     #[test]

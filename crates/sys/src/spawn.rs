@@ -99,7 +99,7 @@ fn become_program(program: &Program<'_>) -> Failure {
         let first = i32::try_from(program.fds.len()).unwrap_or(0);
         // SAFETY: the table is this process's own (no CLONE_FILES) and it owns no Rust values.
         unsafe { crate::process::close_range(first, crate::process::CloseRange::CloseOnExec) }?;
-        crate::process::reset_signals()?;
+        crate::process::reset_signals(u64::MAX)?;
         // glibc keeps these two for itself and does not pass them on, but others may ignore them.
         for signal in [32, 33] {
             default_action(signal)?;

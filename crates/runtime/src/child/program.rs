@@ -160,7 +160,7 @@ pub(crate) fn finish(
     if process.init {
         init::run(process, rest.socket)
     } else {
-        sys_process::reset_signals().map_err(Fault::at(Step::CloseFiles))?;
+        sys_process::reset_signals(process.ignored_signals).map_err(Fault::at(Step::CloseFiles))?;
         knarr_fs::failpoint!("run.exec");
         Err(execute(process))
     }

@@ -117,35 +117,42 @@ pub(crate) fn open_or_make(
         }) => {}
         done => return done,
     }
+    // From the deepest folder that there is, downwards.
     let folder = OFlags::PATH | OFlags::DIRECTORY;
-    let mut parent: Option<OwnedFd> = None;
-    for (at, (path, name)) in place.steps.iter().enumerate() {
-        let last = at + 1 == place.steps.len();
-        let wanted = if last { flags } else { folder };
-        let opened = match open(root, path, wanted, resolve) {
+    let (mut parent, mut at) = (None::<OwnedFd>, place.steps.len().saturating_sub(1));
+    while let Some((above, _)) = at.checked_sub(1).and_then(|above| place.steps.get(above)) {
+        match open(root, above, folder, resolve) {
             Err(Failure {
                 errno: Errno::NOENT,
                 ..
-            }) => {
-                let dir = parent.as_ref().map_or(root, AsFd::as_fd);
-                if last && kind == Kind::File {
-                    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    rustix::fs::openat(dir, name, create, Mode::from_raw_mode(0o644))
-                        .map_err(Failure::of("openat"))?;
-                } else {
-                    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))
-                        .map_err(Failure::of("mkdirat"))?;
-                }
-                open(
-                    dir,
-                    name,
-                    wanted | OFlags::NOFOLLOW,
-                    ResolveFlags::NO_SYMLINKS,
-                )?
+            }) => at -= 1,
+            found => {
+                parent = Some(found?);
+                break;
             }
-            other => other?,
-        };
-        parent = Some(opened);
+        }
+    }
+    for (index, (_, name)) in place.steps.iter().enumerate().skip(at) {
+        let last = index + 1 == place.steps.len();
+        let dir = parent.as_ref().map_or(root, AsFd::as_fd);
+        if last && kind == Kind::File {
+            let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, create, Mode::from_raw_mode(0o644))
+                .map_err(Failure::of("openat"))?;
+        } else {
+            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))
+                .map_err(Failure::of("mkdirat"))?;
+        }
+        let wanted = if last { flags } else { folder };
+        let made = open(
+            dir,
+            name,
+            wanted | OFlags::NOFOLLOW,
+            ResolveFlags::NO_SYMLINKS,
+        )?;
+        if let Some(above) = parent.replace(made) {
+            leave(above);
+        }
     }
     parent.ok_or(Failure {
         call: "openat2",

@@ -43,6 +43,8 @@ pub(crate) struct Prepared {
     pub(crate) initial_cpus: Option<CpuSet>,
     pub(crate) last_cpus: Option<CpuSet>,
     pub(crate) labels: Option<Labels>,
+    /// Those that the caller ignores, and its children with it; bit 0 is signal 1.
+    pub(crate) ignored_signals: u64,
 }
 
 /// What the security modules are told, through a procfs of the host that no container can cover.
@@ -161,6 +163,7 @@ pub(crate) fn process(process: &ProcessPlan, root: &Root) -> Result<Prepared> {
         initial_cpus: cpus(&process.affinity.initial),
         last_cpus: cpus(&process.affinity.last),
         labels: labels(process)?,
+        ignored_signals: crate::process::ignored_signals(),
     })
 }
 
