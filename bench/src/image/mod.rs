@@ -10,8 +10,8 @@ pub(crate) use transfer::{copy, layered, pull, push, update};
 use anyhow::Result;
 use knarr_testkit::fixture;
 
-/// How often each tool does a thing.
-const ROUNDS: usize = 3;
+/// How often each tool does a thing: seconds long, and so steady enough.
+const ROUNDS: usize = 2;
 /// Of the image with many.
 const LAYERS: usize = 60;
 

@@ -212,7 +212,8 @@ fn ms(duration: Duration) -> f64 {
 fn median(durations: impl Iterator<Item = Duration>) -> Duration {
     let mut sorted: Vec<Duration> = durations.collect();
     sorted.sort();
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
+    (at(sorted.len().saturating_sub(1) / 2) + at(sorted.len() / 2)) / 2
 }
 
 /// Every tool with folders of its own. Dropping ends containerd.

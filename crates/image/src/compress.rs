@@ -1,9 +1,9 @@
 //! Tar bytes in, compressed bytes out, on all processors.
 //!
 //! The bytes are cut into blocks that are compressed independently of each other, in order: for
-//! gzip one member of deflate blocks, each with the 32 KiB before it as its dictionary (as pigz
-//! does); for zstd one frame a block. The result depends on the level and the bytes only, so that
-//! an upload can be taken up again by compressing once more.
+//! gzip one member a block (RFC 1952, section 2.2: members follow one another), for zstd one frame.
+//! The result depends on the level and the bytes only, so that an upload can be taken up again by
+//! compressing once more.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,18 +12,10 @@ use std::str::FromStr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use flate2::{Compress, Crc, FlushCompress, Status};
-
-/// What gzip compresses at a time, in bytes.
-const GZIP_BLOCK: usize = 512 << 10;
-/// What zstd compresses at a time: a frame knows nothing of those before it.
+/// What gzip compresses at a time, in bytes: a member knows nothing of those before it.
+const GZIP_BLOCK: usize = 1 << 20;
+/// What zstd compresses at a time.
 const ZSTD_BLOCK: usize = 2 << 20;
-/// How far deflate looks back.
-const WINDOW: usize = 32 << 10;
-/// Of no name, made at no time, on Unix (RFC 1952, section 2.3).
-const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-/// A last block without bytes (RFC 1951, section 3.2.6).
-const DEFLATE_END: [u8; 2] = [3, 0];
 
 /// How a layer is compressed to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +36,11 @@ pub enum Kind {
 }
 
 impl Default for Compression {
-    /// gzip at a level that is fast and hardly larger than the usual 6.
+    /// gzip at a level that is fast and hardly larger than what zlib makes at the usual 6.
     fn default() -> Self {
         Self {
             kind: Kind::Gzip,
-            level: 4,
+            level: 2,
         }
     }
 }
@@ -96,15 +88,7 @@ impl FromStr for Kind {
 struct Block {
     compression: Compression,
     bytes: Vec<u8>,
-    /// What came before it, for gzip.
-    dictionary: Vec<u8>,
-    reply: SyncSender<io::Result<Squeezed>>,
-}
-
-/// A block that is compressed.
-struct Squeezed {
-    bytes: Vec<u8>,
-    crc: Crc,
+    reply: SyncSender<io::Result<Vec<u8>>>,
 }
 
 /// Threads that compress blocks, for all layers of a push.
@@ -128,7 +112,7 @@ impl fmt::Debug for Shared {
 impl Pool {
     /// One thread's work, until [`close`](Self::close).
     pub(crate) fn work(&self) {
-        let mut deflate: Option<(i32, Compress)> = None;
+        let mut compressor = None;
         loop {
             let mut queue = self
                 .shared
@@ -149,7 +133,7 @@ impl Pool {
                     .unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
-            let squeezed = squeeze(&block, &mut deflate);
+            let squeezed = squeeze(&block, &mut compressor);
             // Who wanted it may have failed.
             block.reply.send(squeezed).ok();
         }
@@ -182,67 +166,60 @@ impl Pool {
         compression: Compression,
         ahead: usize,
     ) -> Compressed<R> {
-        let start = match compression.kind {
-            Kind::Gzip => GZIP_HEADER.to_vec(),
-            Kind::Zstd => Vec::new(),
-        };
         Compressed {
             pool: self.clone(),
             source: Some(source),
             compression,
             ahead: ahead.max(1),
             pending: VecDeque::new(),
-            dictionary: Vec::new(),
-            ready: io::Cursor::new(start),
-            crc: Crc::new(),
+            ready: io::Cursor::default(),
             any: false,
-            ended: false,
         }
     }
 }
 
-fn squeeze(block: &Block, deflate: &mut Option<(i32, Compress)>) -> io::Result<Squeezed> {
-    let level = block.compression.level;
-    let mut crc = Crc::new();
-    if block.compression.kind == Kind::Zstd {
-        let mut compressor = zstd::bulk::Compressor::new(level)?;
-        compressor.include_checksum(true)?;
-        let bytes = compressor.compress(&block.bytes)?;
-        return Ok(Squeezed { bytes, crc });
-    }
-    crc.update(&block.bytes);
-    let compress = match deflate {
-        Some((of, compress)) if *of == level => {
-            compress.reset();
-            compress
+/// What a thread compresses with, of one level.
+enum Compressor {
+    Gzip(libdeflater::Compressor),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Compressor {
+    fn new(Compression { kind, level }: Compression) -> io::Result<Self> {
+        match kind {
+            Kind::Gzip => {
+                let level = libdeflater::CompressionLvl::new(level)
+                    .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+                Ok(Self::Gzip(libdeflater::Compressor::new(level)))
+            }
+            Kind::Zstd => {
+                let mut compressor = zstd::bulk::Compressor::new(level)?;
+                compressor.include_checksum(true)?;
+                Ok(Self::Zstd(compressor))
+            }
         }
+    }
+}
+
+fn squeeze(block: &Block, kept: &mut Option<(Compression, Compressor)>) -> io::Result<Vec<u8>> {
+    let compressor = match kept {
+        Some((of, compressor)) if *of == block.compression => compressor,
         other => {
-            let level = flate2::Compression::new(u32::try_from(level).unwrap_or(6));
-            &mut other
-                .insert((block.compression.level, Compress::new(level, false)))
-                .1
+            let new = Compressor::new(block.compression)?;
+            &mut other.insert((block.compression, new)).1
         }
     };
-    if !block.dictionary.is_empty() {
-        compress.set_dictionary(&block.dictionary)?;
-    }
-    // What does not compress grows by a few bytes per 64 KiB, and the flush adds five.
-    let mut bytes = Vec::with_capacity(block.bytes.len() + block.bytes.len() / 1024 + 64);
-    let mut rest = block.bytes.as_slice();
-    loop {
-        let before = compress.total_in();
-        let status = compress.compress_vec(rest, &mut bytes, FlushCompress::Sync)?;
-        let taken = usize::try_from(compress.total_in() - before).unwrap_or(usize::MAX);
-        rest = rest.get(taken..).unwrap_or_default();
-        if rest.is_empty() && bytes.len() < bytes.capacity() {
-            break;
+    match compressor {
+        Compressor::Zstd(compressor) => compressor.compress(&block.bytes),
+        Compressor::Gzip(compressor) => {
+            let mut out = vec![0; compressor.gzip_compress_bound(block.bytes.len())];
+            let len = compressor
+                .gzip_compress(&block.bytes, &mut out)
+                .map_err(io::Error::other)?;
+            out.truncate(len);
+            Ok(out)
         }
-        if status == Status::StreamEnd {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        bytes.reserve(bytes.len() / 2 + 64);
     }
-    Ok(Squeezed { bytes, crc })
 }
 
 /// Compressed bytes, in the order of the source.
@@ -252,13 +229,10 @@ pub(crate) struct Compressed<R> {
     source: Option<R>,
     compression: Compression,
     ahead: usize,
-    pending: VecDeque<Receiver<io::Result<Squeezed>>>,
-    dictionary: Vec<u8>,
+    pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     ready: io::Cursor<Vec<u8>>,
-    crc: Crc,
     /// Whether any block was made.
     any: bool,
-    ended: bool,
 }
 
 impl<R: Read> Compressed<R> {
@@ -273,8 +247,8 @@ impl<R: Read> Compressed<R> {
         {
             let mut bytes = Vec::with_capacity(size);
             source.by_ref().take(size as u64).read_to_end(&mut bytes)?;
-            // An empty zstd stream is a frame all the same.
-            let is_needed = !bytes.is_empty() || (!self.any && self.compression.kind == Kind::Zstd);
+            // What is empty is a member or a frame all the same.
+            let is_needed = !bytes.is_empty() || !self.any;
             if bytes.len() < size {
                 self.source = None;
             }
@@ -282,32 +256,15 @@ impl<R: Read> Compressed<R> {
                 break;
             }
             self.any = true;
-            let mut dictionary = Vec::new();
-            if self.compression.kind == Kind::Gzip {
-                let tail = bytes.len().saturating_sub(WINDOW);
-                let next = bytes.get(tail..).unwrap_or_default().to_vec();
-                dictionary = std::mem::replace(&mut self.dictionary, next);
-            }
             let (reply, receiver) = sync_channel(1);
             self.pool.add(Block {
                 compression: self.compression,
                 bytes,
-                dictionary,
                 reply,
             });
             self.pending.push_back(receiver);
         }
         Ok(())
-    }
-
-    fn trailer(&self) -> Vec<u8> {
-        let mut trailer = Vec::new();
-        if self.compression.kind == Kind::Gzip {
-            trailer.extend(DEFLATE_END);
-            trailer.extend(self.crc.sum().to_le_bytes());
-            trailer.extend(self.crc.amount().to_le_bytes());
-        }
-        trailer
     }
 }
 
@@ -315,24 +272,17 @@ impl<R: Read> Read for Compressed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let count = self.ready.read(buffer)?;
-            if count > 0 || self.ended || buffer.is_empty() {
+            if count > 0 || buffer.is_empty() {
                 return Ok(count);
             }
             self.fill()?;
-            let next = match self.pending.pop_front() {
-                Some(receiver) => {
-                    let squeezed = receiver
-                        .recv()
-                        .map_err(|_| io::Error::other("a compressing thread is gone"))??;
-                    self.crc.combine(&squeezed.crc);
-                    squeezed.bytes
-                }
-                None => {
-                    self.ended = true;
-                    self.trailer()
-                }
+            let Some(receiver) = self.pending.pop_front() else {
+                return Ok(0);
             };
-            self.ready = io::Cursor::new(next);
+            let squeezed = receiver
+                .recv()
+                .map_err(|_| io::Error::other("a compressing thread is gone"))??;
+            self.ready = io::Cursor::new(squeezed);
         }
     }
 }
