@@ -166,7 +166,12 @@ pub(crate) struct Table(Vec<(&'static str, Vec<Cost>)>);
 impl Table {
     /// Adds a measurement.
     pub(crate) fn add(&mut self, name: &'static str, cost: Cost) {
-        println!("    {name}: {:.0} ms", ms(cost.returned));
+        println!(
+            "    {name}: {:.0} ms, on disk {:.0} ms, {} MiB",
+            ms(cost.returned),
+            ms(cost.durable),
+            cost.memory >> 10
+        );
         match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, costs)) => costs.push(cost),
             None => self.0.push((name, vec![cost])),

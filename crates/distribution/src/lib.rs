@@ -40,6 +40,7 @@ pub mod dns;
 mod endpoint;
 mod error;
 mod hosts;
+mod location;
 mod manifest;
 mod proxy;
 mod refusal;

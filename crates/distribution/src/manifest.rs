@@ -12,7 +12,8 @@ use serde::Deserialize;
 use crate::ask::{Access, Ask, Target, What};
 use crate::endpoint::Endpoint;
 use crate::hosts::Capability;
-use crate::session::{encode_query, follow, header, too_large};
+use crate::location::{encode_query, follow};
+use crate::session::{header, too_large};
 use crate::{Error, Result, Session};
 
 /// The most names in a list of tags, repositories or referrers.

@@ -183,7 +183,7 @@ impl Registries {
 
     /// What is said of a name: the longest prefix that fits.
     pub(crate) fn of(&self, reference: &Reference) -> Option<&Registry> {
-        let name = format!("{}/{}", reference.registry(), reference.repository());
+        let name = reference.full_name();
         self.registries
             .iter()
             .filter(|registry| registry.fits(reference.registry(), &name))
@@ -236,7 +236,7 @@ impl Registry {
 
     /// `registry/repository` with `location` in the prefix's place.
     pub(crate) fn rewrite(&self, reference: &Reference, location: &str) -> String {
-        let name = format!("{}/{}", reference.registry(), reference.repository());
+        let name = reference.full_name();
         if location.is_empty() {
             return name;
         }

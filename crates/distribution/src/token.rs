@@ -14,7 +14,8 @@ use crate::connection::Origin;
 use crate::credentials::{self, Credentials, Found, Secret};
 use crate::endpoint::Endpoint;
 use crate::hosts::Capability;
-use crate::session::{SMALL, challenges, encode_query, unfollowed};
+use crate::location::encode_query;
+use crate::session::{SMALL, challenges, unfollowed};
 use crate::{Error, Result, Session, auth};
 
 /// What a service says it is talking to.

@@ -19,10 +19,9 @@ use crate::body::Body;
 use crate::connection::{Origin, Sender};
 use crate::endpoint::Endpoint;
 use crate::hosts::Capability;
+use crate::location::follow;
 use crate::manifest::Hashing;
-use crate::session::{
-    ATTEMPTS, Answer, SILENCE, SMALL, broken, follow, header, silent, unfollowed,
-};
+use crate::session::{ATTEMPTS, Answer, SILENCE, SMALL, broken, header, silent, unfollowed};
 use crate::{Error, Result, Session};
 
 /// Up to so much goes in one request.

@@ -171,7 +171,9 @@ impl ManifestList {
             }
         };
         for mut entry in entries {
-            entry.annotations.insert(FROM.to_owned(), place(reference));
+            entry
+                .annotations
+                .insert(FROM.to_owned(), reference.full_name());
             // In the place of the same one.
             let known = &mut self.index.manifests;
             known.retain(|known| known.digest != entry.digest);
@@ -224,7 +226,7 @@ impl ManifestList {
         digest: Option<Digest>,
         repository: Option<&Reference>,
     ) -> Result<&mut Descriptor> {
-        let place = repository.map(place);
+        let place = repository.map(Reference::full_name);
         let known = &mut self.index.manifests;
         let mut fitting = known.iter_mut().filter(|entry| match digest {
             Some(digest) => entry.digest == digest,
@@ -245,7 +247,7 @@ impl ManifestList {
     /// What the registries answer.
     pub fn push(&self, session: &Session<'_>) -> Result<Digest> {
         let to = &self.reference;
-        let home = place(to);
+        let home = to.full_name();
         for entry in &self.index.manifests {
             if entry.annotations.get(FROM) != Some(&home) {
                 bring(session, to, entry)?;
@@ -256,10 +258,6 @@ impl ManifestList {
             .put_manifest(to, media_type::OCI_INDEX, &bytes)
             .map_err(writing(to))
     }
-}
-
-fn place(reference: &Reference) -> String {
-    format!("{}/{}", reference.registry(), reference.repository())
 }
 
 /// Where an entry's image is.

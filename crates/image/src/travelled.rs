@@ -62,7 +62,7 @@ impl Travelled {
 
     /// Remembers that a repository has a form.
     pub(crate) fn note(&mut self, blob: &Descriptor, to: &Reference) {
-        let place = format!("{}/{}", to.registry(), to.repository());
+        let place = to.full_name();
         let known = self.forms.iter().position(|f| f.blob.digest == blob.digest);
         let mut form = match known {
             Some(at) => self.forms.remove(at),

@@ -77,8 +77,13 @@ impl Reference {
                 .unwrap_or(&self.repository)
                 .to_owned()
         } else {
-            format!("{}/{}", self.registry, self.repository)
+            self.full_name()
         }
+    }
+
+    /// `registry/repository`, whatever the registry.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
     }
 
     /// The whole reference as Docker shows it.

@@ -78,7 +78,7 @@ fn all_tags(
         let client = Client::new(options.registry.clone()).on_retry(output::note);
         client.session()?.tags(reference)?
     };
-    let name = format!("{}/{}", reference.registry(), reference.repository());
+    let name = reference.full_name();
     for tag in tags {
         let reference = tag::reference(&format!("{name}:{tag}"))?;
         let bars = Bars::new(place);

@@ -104,7 +104,7 @@ fn tags(call: &Call<'_>) -> Result<u8> {
     let (client, options) = client(call)?;
     let reference = reference(&options, call.arg(0))?;
     let tags = client.session()?.tags(&reference)?;
-    let name = format!("{}/{}", reference.registry(), reference.repository());
+    let name = reference.full_name();
     let format = call.line.text("format");
     if format == "json" {
         let all = json!({"Repository": name, "Tags": tags});
