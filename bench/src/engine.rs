@@ -2,13 +2,50 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use knarr_testkit::{binary, fixture, target, wait_for};
+use knarr_testkit::{Netns, binary, fixture, target, wait_for};
 
 /// A tmpfs in the benchmark's folder, gone with its mount namespace.
 const RUN: &str = "run";
+
+/// Where containers are, when a command line does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// On none: what an engine is besides its networks.
+    None,
+    /// On the engine's default network; every engine has a network namespace of its own with a
+    /// neighbour at [`NEIGHBOUR`].
+    Default,
+}
+
+/// An engine's own address on the link to its neighbour.
+pub(crate) const HOST: &str = "192.0.2.1";
+/// Its neighbour's.
+pub(crate) const NEIGHBOUR: &str = "192.0.2.2";
+
+/// An engine's host, and who reaches it from outside.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) host: Netns,
+    pub(crate) neighbour: Netns,
+}
+
+impl Place {
+    /// Two network namespaces and a link between them.
+    pub(crate) fn new() -> Result<Self> {
+        let (host, neighbour) = (Netns::new()?, Netns::new()?);
+        let address = |ip: &str| format!("{ip}/24");
+        host.link(
+            ("uplink0", &[&address(HOST)]),
+            &neighbour,
+            ("uplink0", &[&address(NEIGHBOUR)]),
+        )?;
+        Ok(Self { host, neighbour })
+    }
+}
 
 /// One container engine's command line.
 #[derive(Debug, Clone)]
@@ -18,7 +55,9 @@ pub(crate) struct Engine {
     program: PathBuf,
     globals: Vec<String>,
     /// What `run` and `create` need here on top.
-    extra: &'static [&'static str],
+    extra: Vec<&'static str>,
+    /// Where it runs, if not where everything does.
+    pub(crate) place: Option<Arc<Place>>,
 }
 
 impl Engine {
@@ -28,7 +67,8 @@ impl Engine {
             name,
             program: PathBuf::from(program),
             globals: globals.iter().map(|&word| word.to_owned()).collect(),
-            extra: &[],
+            extra: Vec::new(),
+            place: None,
         }
     }
 
@@ -45,7 +85,7 @@ impl Engine {
         command.args(&self.globals);
         match args.split_first() {
             Some((verb, rest)) if matches!(*verb, "run" | "create") => {
-                command.arg(verb).args(self.extra).args(rest);
+                command.arg(verb).args(&self.extra).args(rest);
             }
             _ => {
                 command.args(args);
@@ -60,17 +100,34 @@ impl Engine {
 
     /// Runs it; fails if it fails.
     pub(crate) fn ok(&self, args: &[&str]) -> Result<()> {
+        self.finish(self.command(args)).map(drop)
+    }
+
+    /// Runs it and gives what it printed; fails if it fails.
+    pub(crate) fn text(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped());
+        self.finish(command)
+    }
+
+    fn finish(&self, mut command: Command) -> Result<String> {
         let output = self
-            .command(args)
-            .output()
+            .within(|| Ok(command.output()?))
             .with_context(|| format!("cannot run {}", self.name))?;
         ensure!(
             output.status.success(),
-            "{} {args:?} failed: {}",
-            self.name,
+            "{command:?} failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Does something where the engine runs.
+    pub(crate) fn within<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.place {
+            Some(place) => place.host.within(act),
+            None => act(),
+        }
     }
 }
 
@@ -85,7 +142,7 @@ pub(crate) struct Engines {
 
 impl Engines {
     /// Starts dockerd, gives every engine the image.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(network: Network) -> Result<Self> {
         let dir = target().join("bench").join(std::process::id().to_string());
         std::fs::create_dir_all(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
@@ -99,38 +156,42 @@ impl Engines {
         ensure!(mounted.success(), "cannot mount a tmpfs: {mounted}");
         let volatile = |name: &str| run.join(name).display().to_string();
         let socket = format!("unix://{}", at("docker.sock"));
-        let dockerd = Command::new("dockerd")
-            .args([
-                "--data-root",
-                &at("docker/data"),
-                "--exec-root",
-                &volatile("docker"),
-            ])
+        let mut dockerd = Command::new("dockerd");
+        if network == Network::None {
+            dockerd
+                .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+                .arg("--ip-forward=false");
+        }
+        dockerd
+            .args(["--data-root", &at("docker/data")])
+            .args(["--exec-root", &volatile("docker")])
             .args(["--pidfile", &at("docker.pid"), "-H", &socket])
-            .args([
-                "--bridge=none",
-                "--iptables=false",
-                "--ip6tables=false",
-                "--ip-forward=false",
-            ])
             .args(["--storage-driver", "overlay2", "--log-level", "error"])
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("dockerd.log"))?)
-            .spawn()
-            .context("cannot start dockerd")?;
+            .stderr(std::fs::File::create(dir.join("dockerd.log"))?);
+        let place = || match network {
+            Network::None => Ok(None),
+            Network::Default => Place::new().map(Arc::new).map(Some),
+        };
+        let extra: &[&str] = match network {
+            Network::None => &["--network", "none"],
+            Network::Default => &[],
+        };
         let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
         let all = vec![
             Engine {
                 name: "knarr",
                 program: binary("knarr"),
                 globals: owned(&["--root", &at("knarr/data"), "--runroot", &volatile("knarr")]),
-                extra: &["--network", "none"],
+                extra: extra.to_vec(),
+                place: place()?,
             },
             Engine {
                 name: "docker",
                 program: PathBuf::from("/usr/bin/docker"),
                 globals: owned(&["-H", &socket]),
-                extra: &["--network", "none"],
+                extra: extra.to_vec(),
+                place: place()?,
             },
             Engine {
                 name: "podman",
@@ -150,28 +211,34 @@ impl Engines {
                     "file",
                     "--runtime",
                     "runc",
+                    "--network-config-dir",
+                    &at("podman/networks"),
                     "--log-level",
                     "error",
                 ]),
                 // Its default limits need CAP_SYS_RESOURCE where the host has lower ones.
-                extra: &[
-                    "--network",
-                    "none",
-                    "--ulimit",
-                    "nofile=1024:2048",
-                    "--ulimit",
-                    "nproc=4096:8192",
-                ],
+                extra: [
+                    extra,
+                    &[
+                        "--ulimit",
+                        "nofile=1024:2048",
+                        "--ulimit",
+                        "nproc=4096:8192",
+                    ],
+                ]
+                .concat(),
+                place: place()?,
             },
         ];
+        let docker = all.iter().find(|engine| engine.name == "docker");
+        let dockerd = docker
+            .context("no docker")?
+            .within(|| dockerd.spawn().context("cannot start dockerd"))?;
         let engines = Self { all, dockerd, dir };
         let image = fixture::busybox_image()?;
         let image = image.to_str().context("odd path")?;
         for engine in &engines.all {
-            let up = wait_for(Duration::from_secs(30), || {
-                let version = engine.command(&["version"]).output().ok()?;
-                version.status.success().then_some(())
-            });
+            let up = wait_for(Duration::from_secs(30), || engine.ok(&["version"]).ok());
             ensure!(up.is_some(), "{} does not answer", engine.name);
             engine.ok(&["load", "-i", image])?;
             // The first start fills caches that every later one has.

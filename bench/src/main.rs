@@ -12,7 +12,9 @@
 mod engine;
 mod image;
 mod memory;
+mod net;
 mod oci;
+mod probe;
 mod sample;
 mod start;
 
@@ -20,11 +22,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
-use engine::Engines;
+use engine::{Engines, Network};
 
 /// A benchmark's name, what it measures, and what does it.
 type Benchmark = (&'static str, &'static str, fn(&Engines) -> Result<()>);
 
+/// Without a network.
 const BENCHMARKS: &[Benchmark] = &[
     (
         "run",
@@ -71,13 +74,34 @@ const IMAGE: &[&str] = &[
     "pull", "update", "layered", "push", "load", "save", "commit", "copy", "check",
 ];
 
+/// With every engine in a network namespace of its own, on its default network. `net`: all.
+const NETWORK: &[Benchmark] = &[
+    (
+        "net-start",
+        "run --rm true on the default network, with a published port, 100 starts, 32 at a time",
+        net::start,
+    ),
+    (
+        "net-path",
+        "throughput and round trips to the host, another container, published ports",
+        net::paths,
+    ),
+    (
+        "net-port",
+        "processes, memory and time of published ports",
+        net::ports,
+    ),
+    ("net-dns", "names: queries per second, p99", net::names),
+];
+
 fn usage() -> String {
     let mut text = "cargo x bench [WHAT]...\n\n".to_owned();
-    for (name, about, _) in BENCHMARKS {
-        text.push_str(&format!("  {name:<8} {about}\n"));
+    for (name, about, _) in BENCHMARKS.iter().chain(NETWORK) {
+        text.push_str(&format!("  {name:<9} {about}\n"));
     }
-    text + "  image    pull, update, layered, push, load, save, commit, copy and check\n  \
-            oci      knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
+    text + "  image     pull, update, layered, push, load, save, commit, copy and check\n  \
+            net       all that begin with net-\n  \
+            oci       knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
             Without WHAT: run and exec."
 }
 
@@ -93,9 +117,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let what = match args.as_slice() {
+    if let Some(("probe", words)) = args.split_first().map(|(verb, rest)| (verb.as_str(), rest)) {
+        return probe::run(words);
+    }
+    let what: Vec<&str> = match args.as_slice() {
         [] => vec!["run", "exec"],
         [all] if all == "image" => IMAGE.to_vec(),
+        [all] if all == "net" => NETWORK.iter().map(|(name, ..)| *name).collect(),
         some => some.iter().map(String::as_str).collect(),
     };
     if std::env::var_os("KNARR_BENCH_INSIDE").is_none() {
@@ -108,15 +136,22 @@ fn run() -> Result<()> {
     if args == ["oci"] {
         return oci::run();
     }
-    let known = |name: &&str| BENCHMARKS.iter().find(|(known, ..)| known == name);
+    let (network, table) = match what.iter().any(|name| name.starts_with("net-")) {
+        true => (Network::Default, NETWORK),
+        false => (Network::None, BENCHMARKS),
+    };
+    let known = |name: &&str| table.iter().find(|(known, ..)| known == name);
     if let Some(unknown) = what.iter().find(|name| known(name).is_none()) {
-        bail!("`{unknown}` is not a benchmark\n\n{}", usage());
+        bail!(
+            "`{unknown}` is not a benchmark, or none that runs together with the others\n\n{}",
+            usage()
+        );
     }
     println!(
         "load average before: {}",
         std::fs::read_to_string("/proc/loadavg")?.trim()
     );
-    let engines = Engines::start()?;
+    let engines = Engines::start(network)?;
     for (name, _, measure) in what.iter().filter_map(known) {
         println!("\n== {name}");
         measure(&engines)?;

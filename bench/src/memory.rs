@@ -46,7 +46,7 @@ pub(crate) fn idle(engines: &Engines) -> Result<()> {
 }
 
 /// How many processes of that name there are (comm holds 15 bytes), and their PSS in KiB.
-fn pss_of(name: &str) -> Result<(u32, f64)> {
+pub(crate) fn pss_of(name: &str) -> Result<(u32, f64)> {
     let comm = name.get(..15).unwrap_or(name);
     let (mut found, mut pss) = (0, 0.0);
     for entry in std::fs::read_dir("/proc")?.flatten() {

@@ -30,6 +30,16 @@ impl Samples {
         sorted.get(index).copied().unwrap_or_default()
     }
 
+    /// Takes another's.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// What one of a hundred exceeds.
+    pub(crate) fn tail(&self) -> Duration {
+        self.quantile(0.99)
+    }
+
     /// The middle one.
     pub(crate) fn median(&self) -> Duration {
         self.quantile(0.5)

@@ -10,13 +10,13 @@ use crate::sample::{Samples, print};
 /// How the calls follow each other. In a tight loop a kernel with cgroup v1 stays within one
 /// grace period and looks faster than it is for somebody who types a command.
 #[derive(Clone, Copy)]
-enum Pace {
+pub(crate) enum Pace {
     Hot,
     Cold,
 }
 
 impl Pace {
-    const BOTH: [(Self, &'static str, usize); 2] =
+    pub(crate) const BOTH: [(Self, &'static str, usize); 2] =
         [(Self::Hot, "hot", 60), (Self::Cold, "cold", 30)];
 
     fn wait(self) {
@@ -27,7 +27,7 @@ impl Pace {
 }
 
 /// Times the same call on every engine, `rounds` times, in alternating order (ABC CBA …).
-fn alternate(
+pub(crate) fn alternate(
     engines: &[Engine],
     rounds: usize,
     pace: Pace,

@@ -48,10 +48,13 @@ pub(crate) const TEST: &[Package] = &[
     ("iptables", "/usr/sbin/iptables"),
     ("nftables", "/usr/sbin/nft"),
     ("iproute2", "/usr/sbin/ip"),
+    ("curl", "/usr/bin/curl"),
     ("docker.io", "/usr/sbin/dockerd"),
     ("containerd", "/usr/bin/containerd"),
     ("podman", "/usr/bin/podman"),
     ("conmon", "/usr/bin/conmon"),
+    ("netavark", "/usr/lib/podman/netavark"),
+    ("aardvark-dns", "/usr/lib/podman/aardvark-dns"),
     ("runc", "/usr/sbin/runc"),
     ("uidmap", "/usr/bin/newuidmap"),
 ];
