@@ -57,6 +57,11 @@ const BENCHMARKS: &[Benchmark] = &[
         image::update,
     ),
     ("layered", "pull of 60 small layers", image::layered),
+    (
+        "layers",
+        "files seen through 10 to 120 layers and through one",
+        image::layers,
+    ),
     ("push", "push of it to an empty registry", image::push),
     (
         "load",
@@ -71,7 +76,7 @@ const BENCHMARKS: &[Benchmark] = &[
 
 /// What `image` stands for.
 const IMAGE: &[&str] = &[
-    "pull", "update", "layered", "push", "load", "save", "commit", "copy", "check",
+    "pull", "update", "layered", "layers", "push", "load", "save", "commit", "copy", "check",
 ];
 
 /// With every engine in a network namespace of its own, on its default network. `net`: all.
@@ -99,7 +104,7 @@ fn usage() -> String {
     for (name, about, _) in BENCHMARKS.iter().chain(NETWORK) {
         text.push_str(&format!("  {name:<9} {about}\n"));
     }
-    text + "  image     pull, update, layered, push, load, save, commit, copy and check\n  \
+    text + "  image     pull, update, layered, layers, push, load, save, commit, copy and check\n  \
             net       all that begin with net-\n  \
             oci       knarr-oci beside crun, runc and youki (alone, not with others)\n\n\
             Without WHAT: run and exec."

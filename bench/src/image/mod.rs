@@ -1,10 +1,12 @@
 //! Images: Knarr beside docker, podman, containerd (`ctr`) and skopeo.
 
 mod keep;
+mod layers;
 mod tool;
 mod transfer;
 
 pub(crate) use keep::{check, commit, load, save};
+pub(crate) use layers::layers;
 pub(crate) use transfer::{copy, layered, pull, push, update};
 
 use anyhow::Result;
