@@ -42,6 +42,8 @@ const STDIN: u64 = 4;
 const TERMINAL: u64 = 5;
 /// The container's name server.
 const NAMES: u64 = 6;
+/// Somebody has changed the firewall.
+const FIREWALL: u64 = 7;
 const FIRST_OTHER: u64 = 16;
 /// Sockets that keep published ports, in order.
 const FIRST_PORT: u64 = 1 << 40;
@@ -379,6 +381,7 @@ impl Watch {
                 STDIN => self.feed(),
                 TERMINAL => self.terminal_ready(flags),
                 NAMES => self.answer_names(),
+                FIREWALL => self.heal_firewall(),
                 FIRST_SPLICE.. => self.splices.ready(self.epoll.as_fd(), token),
                 FIRST_PORT.. => self.port_ready(token),
                 other if self.execs.contains_key(&other) => self.exec_ended(other),

@@ -87,6 +87,14 @@ pub enum Error {
         /// `is not Knarr's`, `belongs to the Knarr of /run/other`.
         owner: String,
     },
+    /// Somebody else owns the firewall's table.
+    #[error("the firewall table {table} belongs to another process (netlink port {port})")]
+    ForeignTable {
+        /// The table's name.
+        table: String,
+        /// The owner's; usually the number of its process.
+        port: u32,
+    },
     /// This kernel or machine cannot do it.
     #[error("{what} is not possible here: {reason}")]
     Unsupported {
@@ -143,9 +151,10 @@ impl Explain for Error {
             Self::Damaged { .. } => Class::Corrupt,
             Self::Invalid { .. } => Class::Invalid,
             Self::NoAddress { .. } | Self::NoSubnet { .. } => Class::Exhausted,
-            Self::AddressInUse { .. } | Self::PortInUse { .. } | Self::ForeignLink { .. } => {
-                Class::Busy
-            }
+            Self::AddressInUse { .. }
+            | Self::PortInUse { .. }
+            | Self::ForeignLink { .. }
+            | Self::ForeignTable { .. } => Class::Busy,
             Self::Unsupported { .. } => Class::Unsupported,
         }
     }
@@ -161,6 +170,7 @@ impl Explain for Error {
             Self::PortInUse { .. } => "port-in-use",
             Self::NoSubnet { .. } => "subnet-exhausted",
             Self::ForeignLink { .. } => "link-in-use",
+            Self::ForeignTable { .. } => "table-in-use",
             Self::Unsupported { .. } => "network-unsupported",
         }
     }
@@ -185,6 +195,11 @@ impl Explain for Error {
                 "in the way are {}; say which to use with --subnet",
                 taken.join(", ")
             )),
+            Self::ForeignTable { .. } => Some(
+                "Knarr's monitors lend it to each other, which needs CAP_SYS_PTRACE; if it is none \
+                 of them, stop the process: `ss -f netlink -p` names it"
+                    .to_owned(),
+            ),
             Self::ForeignLink { name, .. } => Some(format!(
                 "remove it (`ip link del {name}`), or give the network another name for its bridge"
             )),

@@ -11,11 +11,15 @@
 //! Who may reach whom:
 //! - Towards a bridge go answers, what came for a published port, and what comes from the same
 //!   bridge. Everything else is dropped: other networks, neighbours that route to a container.
+//! - Containers of a network whose containers are isolated (`icc=false`) do not reach each other by
+//!   way of this host either.
 //! - From an internal bridge nothing leaves, and of this host only the bridge's own address answers.
 //! - What comes from a bridge for 127.0.0.0/8 is dropped, though `route_localnet` lets it in.
 //! - Nothing is accepted on behalf of other tables: what the host's own policy drops stays dropped.
 //! - Where Knarr turned forwarding on, packets between interfaces that are not bridges are dropped:
 //!   the machine was no router before.
+
+mod owner;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -33,6 +37,8 @@ use crate::port::Protocol;
 use crate::route::octets;
 use crate::{Error, Result, Subnet};
 
+pub use owner::{Hold, change, hold};
+
 /// A bridge, as the firewall sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
@@ -41,6 +47,9 @@ pub struct Bridge {
     /// Nothing leaves it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub internal: bool,
+    /// Its containers do not reach each other, but by published ports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
     /// Its networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<Subnet>,
@@ -172,10 +181,14 @@ impl Content {
         Ok(content)
     }
 
-    /// Makes the table anew, whatever was there, in one transaction.
-    pub(crate) fn replace(&self, socket: &Socket, table: &str) -> Result<()> {
+    /// Makes the table anew, whatever was there, in one transaction; `owned` by the socket.
+    pub(crate) fn replace(&self, socket: &Socket, table: &str, owned: bool) -> Result<()> {
         let mut transaction = Transaction::new(Family::Inet, table);
-        transaction.renew_table();
+        if owned {
+            transaction.renew_owned_table();
+        } else {
+            transaction.renew_table();
+        }
         self.write(&mut transaction);
         transaction.commit(socket)
     }
@@ -243,11 +256,12 @@ impl Change {
 impl Bridge {
     fn elements(&self) -> Vec<(&'static str, Vec<Element>)> {
         let name = interface(&self.name);
-        let same = [name.clone(), name.clone()].concat();
-        let mut all = vec![
-            (BRIDGES.name, vec![Element::key(name.clone())]),
-            (SAME.name, vec![Element::key(same)]),
-        ];
+        let mut all = vec![(BRIDGES.name, vec![Element::key(name.clone())])];
+        if !self.isolated {
+            // Ports that are isolated from each other still have this host as a router.
+            let same = [name.clone(), name.clone()].concat();
+            all.push((SAME.name, vec![Element::key(same)]));
+        }
         if self.internal {
             all.push((INTERNAL.name, vec![Element::key(name)]));
         }
@@ -397,8 +411,8 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
                 to: port,
             },
         ];
-        for (map, with_port) in [(ports, true), (ranges, false)] {
-            let translate = [
+        let translate = |map: Set, with_port: bool| {
+            [
                 Expr::Map {
                     map: map.name,
                     from: REG_1,
@@ -410,13 +424,20 @@ fn chains(to: &mut Transaction<'_>, no_router: bool) {
                     // Behind the address, where the second field of a key is, too.
                     port: with_port.then_some(transport),
                 },
+            ]
+        };
+        let key = [&address(family, offset, length)[..], &protocol_and_port[..]].concat();
+        // One rule would do, but nft could not load what it prints of it.
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            let only = [
+                Load(Meta::Transport, REG_1),
+                Equal(REG_1, vec![protocol.number()]),
             ];
-            let key = address(family, offset, length);
-            to.add_rule(
-                "publish",
-                &[&key[..], &protocol_and_port[..], &translate[..]].concat(),
-            );
+            let rule = [&only[..], &key[..], &translate(ports, true)[..]].concat();
+            to.add_rule("publish", &rule);
         }
+        let rule = [&key[..], &translate(ranges, false)[..]].concat();
+        to.add_rule("publish", &rule);
     }
 
     let loopback4 = |offset| {
@@ -628,20 +649,6 @@ pub fn close(run_root: &Path, id: &ContainerId, kept: &[Published]) -> Result<Ve
     Ok(gone)
 }
 
-/// Makes a change. Where its elements cannot be added or taken away, the table is made anew as the
-/// files say: it was flushed, or a killed monitor left an element.
-///
-/// # Errors
-/// When the kernel refuses the whole table.
-pub fn change(run_root: &Path, change: &Change) -> Result<()> {
-    let socket = Socket::netfilter()?;
-    let table = table(run_root);
-    if *change != Change::Rebuild && change.apply(&socket, &table).is_ok() {
-        return Ok(());
-    }
-    Content::load(run_root)?.replace(&socket, &table)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -661,6 +668,7 @@ mod tests {
                 Bridge {
                     name: "knarr0".to_owned(),
                     internal: false,
+                    isolated: false,
                     subnets: vec![
                         "172.17.0.0/16".parse().unwrap(),
                         "fd00::/64".parse().unwrap(),
@@ -673,6 +681,7 @@ mod tests {
                 Bridge {
                     name: "kn-inside".to_owned(),
                     internal: true,
+                    isolated: true,
                     subnets: vec!["10.0.0.0/24".parse().unwrap()],
                     masquerade: Vec::new(),
                 },
@@ -711,7 +720,7 @@ mod tests {
         let socket = Socket::netfilter().unwrap();
         // Twice: the second time replaces the first.
         for _ in 0..2 {
-            content().replace(&socket, "knarr").unwrap();
+            content().replace(&socket, "knarr", false).unwrap();
         }
         crate::testing::golden("firewall.nft", &nft(&["list", "ruleset"]));
         let all = content();
@@ -740,7 +749,7 @@ mod tests {
         }
         let socket = Socket::netfilter().unwrap();
         let all = content();
-        all.replace(&socket, "knarr").unwrap();
+        all.replace(&socket, "knarr", false).unwrap();
         let before = nft(&["list", "ruleset"]);
         let mut other = all.published[0].clone();
         other.target = "172.17.0.9".parse().unwrap();

@@ -114,6 +114,7 @@ fn describe(network: &Network) -> Bridge {
     Bridge {
         name: network.interface.clone(),
         internal: network.internal,
+        isolated: !network.flag(option::ICC, true),
         subnets: network.pools.iter().map(|pool| pool.subnet).collect(),
         masquerade: if masquerade {
             network.pools.iter().map(|pool| pool.subnet).collect()

@@ -38,6 +38,8 @@ pub struct Membership {
     servers: Servers,
     responder: Option<Responder>,
     namespace: Option<OwnedFd>,
+    /// From when there are links until it is dropped.
+    firewall: Option<firewall::Hold>,
 }
 
 impl Membership {
@@ -58,6 +60,7 @@ impl Membership {
             servers: plan.servers.clone(),
             responder: None,
             namespace: None,
+            firewall: None,
         };
         match membership.prepare_all(plan) {
             Ok(()) => Ok(membership),
@@ -226,6 +229,7 @@ impl Membership {
                 crate::host::sysctl_if_there("ipv6/conf/default/disable_ipv6", "1")
             })?;
         }
+        self.firewall = Some(firewall::hold(&self.run_root)?);
         for index in 0..self.endpoints.len() {
             self.make_link(as_fd(&namespace), index, index + 1 == self.endpoints.len())?;
         }
@@ -279,6 +283,8 @@ impl Membership {
         noted: &[String],
         namespace: Option<OwnedFd>,
     ) -> Result<Self> {
+        // Without it the container is worth adopting, too; the next start makes the table anew.
+        let firewall = firewall::hold(run_root).ok();
         let mut attached = attached;
         for joint in attached
             .endpoints
@@ -326,6 +332,7 @@ impl Membership {
             servers: plan.servers.clone(),
             responder: None,
             namespace,
+            firewall,
         };
         if let Some(namespace) = &membership.namespace {
             membership.responder = Some(membership.serve_names(as_fd(namespace))?);
@@ -333,6 +340,11 @@ impl Membership {
         // The dead one may have been about to. Without it the container is worth adopting, too.
         membership.write_hosts().ok();
         Ok(membership)
+    }
+
+    /// Its part in keeping the firewall, from [`Self::connect`] on.
+    pub fn firewall(&self) -> Option<&firewall::Hold> {
+        self.firewall.as_ref()
     }
 
     /// The container's name server, from [`Self::connect`] on: its monitor's loop hosts it.

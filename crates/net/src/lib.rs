@@ -36,6 +36,7 @@ mod netlink;
 pub mod network;
 mod nft;
 pub mod plan;
+pub mod policy;
 pub mod port;
 mod route;
 mod subnet;

@@ -1,7 +1,7 @@
 //! Netlink (netlink(7)): many messages in one send, all answers in what the kernel has queued when
 //! that returns. Synchronous, no allocation but the buffers.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use knarr_sys::clone::Namespaces;
 use rustix::io::Errno;
@@ -163,6 +163,45 @@ impl Socket {
         Self::open(Some(netlink::NETFILTER))
     }
 
+    /// On which the kernel tells of every change to the firewall, in the caller's namespace.
+    pub(crate) fn firewall_changes() -> Result<Self> {
+        /// `NFNLGRP_NFTABLES`, as a bit (netlink(7)).
+        const CHANGES: u32 = 1 << 6;
+        let socket = Self::netfilter()?;
+        rustix::net::bind(&socket.0, &SocketAddrNetlink::new(0, CHANGES))
+            .map_err(Error::of("bind", "hear of changes to the firewall"))?;
+        Ok(socket)
+    }
+
+    /// One that another process has made.
+    pub(crate) fn lent(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// What the kernel calls it: a number of its own in its network namespace; not a netlink socket
+    /// is an error. 0 before something was sent.
+    pub(crate) fn port(&self) -> Result<u32> {
+        let of = || Error::of("getsockname", "look at a netlink socket");
+        let address = rustix::net::getsockname(&self.0).map_err(of())?;
+        Ok(SocketAddrNetlink::try_from(address).map_err(of())?.pid())
+    }
+
+    /// Takes everything that is queued; `false` where the kernel had to leave something out.
+    pub(crate) fn drain(&self, mut found: impl FnMut(&Message<'_>)) -> Result<bool> {
+        let mut complete = true;
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            match self.receive(&mut buffer, RecvFlags::DONTWAIT) {
+                Ok(length) => each(buffer.get(..length).unwrap_or_default(), |message| {
+                    found(&message);
+                }),
+                Err(Errno::AGAIN) => return Ok(complete),
+                Err(Errno::NOBUFS) => complete = false,
+                Err(errno) => return Err(Error::of("recv", "hear the kernel's network")(errno)),
+            }
+        }
+    }
+
     fn open(protocol: Option<Protocol>) -> Result<Self> {
         // NETLINK_ROUTE is number 0, which rustix calls none.
         let socket = rustix::net::socket_with(
@@ -211,20 +250,20 @@ impl Socket {
     /// The answers that are there: the kernel queues them before the send returns.
     fn answers(&self) -> Result<Vec<Answer>> {
         let mut all = Vec::new();
-        let mut buffer = vec![0; 16 << 10];
-        loop {
-            match self.receive(&mut buffer, RecvFlags::DONTWAIT) {
-                Ok(length) => each(buffer.get(..length).unwrap_or_default(), |message| {
-                    if message.kind == NLMSG_ERROR {
-                        all.push(Answer {
-                            sequence: message.sequence,
-                            errno: message.errno(),
-                        });
-                    }
-                }),
-                Err(Errno::AGAIN) => return Ok(all),
-                Err(errno) => return Err(Error::of("recv", "hear the kernel's network")(errno)),
+        let complete = self.drain(|message| {
+            if message.kind == NLMSG_ERROR {
+                all.push(Answer {
+                    sequence: message.sequence,
+                    errno: message.errno(),
+                });
             }
+        })?;
+        if complete {
+            Ok(all)
+        } else {
+            Err(Error::of("recv", "hear the kernel's network")(
+                Errno::NOBUFS,
+            ))
         }
     }
 
@@ -271,11 +310,22 @@ impl Socket {
     }
 }
 
-struct Message<'a> {
-    kind: u16,
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What the kernel says.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
     multi: bool,
     sequence: u32,
-    payload: &'a [u8],
+    /// Of the socket that it answers, or that made the change it tells of.
+    pub(crate) port: u32,
+    /// Without the header.
+    pub(crate) payload: &'a [u8],
 }
 
 impl Message<'_> {
@@ -296,6 +346,7 @@ fn each(mut bytes: &[u8], mut found: impl FnMut(Message<'_>)) {
             kind: short(message, 4),
             multi: short(message, 6) & 0x2 != 0,
             sequence: number(message, 8),
+            port: number(message, 12),
             payload: message.get(HEADER..).unwrap_or_default(),
         });
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -320,6 +371,11 @@ pub(crate) fn number(bytes: &[u8], at: usize) -> u32 {
         .get(at..at + 4)
         .and_then(|bytes| bytes.try_into().ok())
         .map_or(0, u32::from_ne_bytes)
+}
+
+/// As [`number`], in network byte order.
+pub(crate) fn big_number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be(number(bytes, at))
 }
 
 pub(crate) fn short(bytes: &[u8], at: usize) -> u16 {

@@ -3,19 +3,33 @@
 //!
 //! The kernel takes all of a [`Transaction`] or nothing.
 
-use crate::Result;
-use crate::netlink::{ACK, APPEND, Attributes, Batch, CREATE, Socket};
+use rustix::io::Errno;
+
+use crate::netlink::{
+    ACK, APPEND, Attributes, Batch, CREATE, Message, Socket, attributes, big_number,
+};
+use crate::{Error, Result};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = SUBSYSTEM;
+const GETTABLE: u16 = SUBSYSTEM | 1;
 const DELTABLE: u16 = SUBSYSTEM | 2;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
 const NEWRULE: u16 = SUBSYSTEM | 6;
 const NEWSET: u16 = SUBSYSTEM | 9;
 const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
+const NEWGEN: u16 = SUBSYSTEM | 15;
+const GETGEN: u16 = SUBSYSTEM | 16;
+/// As [`DELTABLE`], but that nothing is there is fine (Linux 6.3).
+const DESTROYTABLE: u16 = SUBSYSTEM | 26;
+
+/// `NFT_TABLE_F_OWNER`: only the socket that made it may change it.
+const OWNER: u32 = 2;
+/// `NFT_TABLE_F_PERSIST`: it outlives that socket (Linux 6.9).
+const PERSIST: u32 = 4;
 
 const LIST_ELEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
@@ -253,7 +267,22 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Makes the table, empty, whatever was there.
+    /// Makes the table, empty, whatever was there but another socket's. It belongs to the socket
+    /// that the transaction is sent on, and outlives it.
+    pub(crate) fn renew_owned_table(&mut self) {
+        let make = format!("make the firewall table {}", self.table);
+        let remove = format!("remove the firewall table {}", self.table);
+        self.push(remove, DESTROYTABLE, 0, |_| {});
+        self.push(make, NEWTABLE, CREATE, |all| all.be32(2, OWNER | PERSIST));
+    }
+
+    /// Makes the table belong to the socket that the transaction is sent on; it is an orphan.
+    pub(crate) fn claim_table(&mut self) {
+        let what = format!("claim the firewall table {}", self.table);
+        self.push(what, NEWTABLE, 0, |all| all.be32(2, OWNER | PERSIST));
+    }
+
+    /// Makes the table, empty, whatever was there. It belongs to nobody.
     pub(crate) fn renew_table(&mut self) {
         let make = format!("make the firewall table {}", self.table);
         let remove = format!("remove the firewall table {}", self.table);
@@ -377,6 +406,78 @@ impl<'a> Transaction<'a> {
         );
         socket.apply(&self.batch)
     }
+}
+
+/// Whose a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ownership {
+    /// There is no such table.
+    Missing,
+    /// Everybody may change it.
+    Nobody,
+    /// Everybody may change it: the socket that owned it was closed.
+    Orphan,
+    /// The socket with this port's.
+    Owned(u32),
+}
+
+/// Whose the table of that name is, in the family inet.
+pub(crate) fn ownership(table: &str) -> Result<Ownership> {
+    let mut question = Batch::default();
+    let what = format!("look at the firewall table {table}");
+    let header = [Family::Inet as u8, 0, 0, 0];
+    question.push(what.clone(), GETTABLE, 0, &header, |all| {
+        all.text(1, table);
+    });
+    let (mut flags, mut owner) = (0, None);
+    let refused = Socket::netfilter()?.ask(&question, |payload| {
+        for (kind, value) in attributes(payload, 4) {
+            match kind {
+                2 => flags = big_number(value, 0),
+                7 => owner = Some(big_number(value, 0)),
+                _ => {}
+            }
+        }
+    })?;
+    match (refused, owner) {
+        (Some(Errno::NOENT), _) => Ok(Ownership::Missing),
+        (Some(errno), _) => Err(Error::of("netlink", what)(errno)),
+        (None, Some(port)) if flags & OWNER != 0 => Ok(Ownership::Owned(port)),
+        (None, _) if flags & PERSIST != 0 => Ok(Ownership::Orphan),
+        (None, _) => Ok(Ownership::Nobody),
+    }
+}
+
+/// How many transactions there have been in this network namespace, anybody's.
+pub(crate) fn generation() -> Result<u32> {
+    let mut question = Batch::default();
+    let what = "ask for the firewall's generation";
+    question.push(what, GETGEN, 0, &[0; 4], |_| {});
+    let mut generation = 0;
+    let refused = Socket::netfilter()?.ask(&question, |payload| {
+        let mut all = attributes(payload, 4);
+        generation = all
+            .find(|(kind, _)| *kind == 1)
+            .map_or(0, |(_, value)| big_number(value, 0));
+    })?;
+    match refused {
+        Some(errno) => Err(Error::of("netlink", what)(errno)),
+        None => Ok(generation),
+    }
+}
+
+/// Whether this is how a kernel answers that knows no tables that have an owner and outlive it.
+pub(crate) fn cannot_own(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::INVAL))
+}
+
+/// Whether the kernel tells of a change to the table of that name, in the family inet.
+pub(crate) fn is_about(message: &Message<'_>, table: &[u8]) -> bool {
+    let family = message.payload.first().copied();
+    message.kind != NEWGEN
+        && family == Some(Family::Inet as u8)
+        && attributes(message.payload, 4)
+            .any(|(kind, value)| kind == 1 && value.strip_suffix(&[0]) == Some(table))
 }
 
 fn value(all: &mut Attributes<'_>, kind: u16, bytes: &[u8]) {

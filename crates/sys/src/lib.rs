@@ -20,6 +20,7 @@ pub mod seccomp;
 pub mod spawn;
 pub mod tripwire;
 pub mod writeback;
+pub mod xtables;
 
 pub use failure::{Failure, Result};
 pub use rustix;

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use knarr_diag::{Explain as _, Report};
 use knarr_fs::Durability;
+use knarr_net::firewall::Hold;
 use knarr_net::port::{PortRequest, Protocol};
 use knarr_net::{Attached, Endpoint, Membership, Plan};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::splice::Splices;
-use super::{FIRST_PORT, NAMES, Watch};
+use super::{FIREWALL, FIRST_PORT, NAMES, Watch};
 use crate::request::Request;
 use crate::state::Status;
 use crate::{Error, Result, undo};
@@ -91,7 +92,22 @@ impl Watch {
     /// sockets.
     pub(super) fn watch_names(&self) -> Result<()> {
         let server = self.network.as_ref().and_then(Membership::name_server);
-        server.map_or(Ok(()), |server| self.add(NAMES, server, EventFlags::IN))
+        server.map_or(Ok(()), |server| self.add(NAMES, server, EventFlags::IN))?;
+        let firewall = self.network.as_ref().and_then(Membership::firewall);
+        // One of the monitors is enough.
+        let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
+        match firewall.and_then(Hold::changes) {
+            Some(changes) => self.add(FIREWALL, changes, flags),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the firewall has no owner: somebody has changed something.
+    pub(super) fn heal_firewall(&mut self) {
+        if let Some(firewall) = self.network.as_ref().and_then(Membership::firewall) {
+            // What fails is tried again when something changes, or somebody starts.
+            firewall.heal().ok();
+        }
     }
 
     /// Somebody in the container asks for a name, or is due an answer.
