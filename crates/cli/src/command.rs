@@ -168,6 +168,7 @@ static COMMANDS: &[&Command] = &[
     &manifest::PUSH,
     &manifest::REMOVE,
     &logs::COMMAND,
+    &network::AUDIT,
     &network::CONNECT,
     &network::CREATE,
     &network::DISCONNECT,

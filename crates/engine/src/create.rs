@@ -86,6 +86,7 @@ impl Engine {
         for extra in host.extra_hosts.iter().flatten() {
             crate::files::extra_host(extra, None)?;
         }
+        warnings.extend(self.first_network(&host.network_mode)?);
         let endpoints = self.endpoints_at_create(&host, &request.endpoints)?;
         let ids = self.joined_at_create(&mut config, &mut host, facts)?;
         let mut others = Vec::new();

@@ -18,7 +18,7 @@ use crate::{
     EventSink, ExecRequest, Filters, ListOptions, Listing, LogLine, LogOptions, NetworkCreate,
     NetworkSummary, Pruned, PublishedPort, RemoveOptions, Result, Session, Settings, StartOptions,
     StatsReader, StopOptions, SystemPruned, Top, UpdateRequest, Usage, Volume, VolumeCreate,
-    WaitCondition,
+    WaitCondition, Way,
 };
 
 /// Everything that can be done with containers and volumes. `container` arguments are names, ids
@@ -487,6 +487,24 @@ impl Engine {
     /// A wrong name or subnet, one in use.
     pub fn network_create(&self, request: &NetworkCreate) -> Result<String> {
         self.network_create_now(request)
+    }
+
+    /// What this host's own firewall drops of a network's packets, a sentence each with the commands
+    /// that allow them. With `fix` these are run first, and what is left is told.
+    ///
+    /// # Errors
+    /// `NetworkNotFound`; a command that fails.
+    pub fn network_obstacles(&self, network: &str, fix: bool) -> Result<Vec<String>> {
+        self.network_obstacles_now(network, fix)
+    }
+
+    /// `network audit`: what can be reached from where, out of the kernel's own rules; with `fix`
+    /// after what [`network_obstacles`](Self::network_obstacles) names is allowed.
+    ///
+    /// # Errors
+    /// When the kernel does not tell its rules; a command that fails.
+    pub fn network_audit(&self, fix: bool) -> Result<Vec<Way>> {
+        self.network_audit_now(fix)
     }
 
     /// `network ls`, by name. Filters: `name`, `id`, `driver`, `scope`, `label`, `type`,

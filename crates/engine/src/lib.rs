@@ -85,7 +85,7 @@ pub use knarr_image as image;
 pub use knarr_monitor::events::Event;
 pub use list::{Filters, ListOptions, Listing, Status, Summary};
 pub use logs::{LogLine, LogOptions};
-pub use network::{NetworkCreate, NetworkSummary, PublishedPort};
+pub use network::{NetworkCreate, NetworkSummary, PublishedPort, Way};
 pub use prune::SystemPruned;
 pub use session::{Ended, OnSignal, Session, Streams};
 pub use settings::Settings;

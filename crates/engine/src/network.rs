@@ -6,6 +6,7 @@
 //! ```
 
 mod attach;
+mod audit;
 mod inspect;
 mod plan;
 pub(crate) mod ports;
@@ -22,6 +23,7 @@ use knarr_spec::ContainerId;
 use crate::list::label_matches;
 use crate::{Engine, Error, Filters, Result, Settings, names, time};
 
+pub use audit::Way;
 pub(crate) use inspect::settings_json;
 pub(crate) use plan::{Mode, endpoint_names, mode_of};
 pub use ports::PublishedPort;
@@ -190,6 +192,16 @@ impl Engine {
             name: name.to_owned(),
             near: names::near(name, known),
         })
+    }
+
+    /// Makes the default network, where this is its first use; and says what this host's own
+    /// firewall is in the way of.
+    pub(crate) fn first_network(&self, mode: &str) -> Result<Vec<String>> {
+        if mode_of(mode) != Mode::Networks(DEFAULT) || load(self.settings(), DEFAULT)?.is_some() {
+            return Ok(Vec::new());
+        }
+        self.default_network()?;
+        self.network_obstacles_now(DEFAULT, false)
     }
 
     /// Makes the network that containers join where nobody says otherwise.

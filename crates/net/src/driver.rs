@@ -118,7 +118,7 @@ pub(crate) fn delete_by_mac(macs: &[Mac]) -> Result<()> {
 }
 
 /// Whether the kernel runs bridged packets through the firewall.
-fn bridges_call_firewall() -> bool {
+pub(crate) fn bridges_call_firewall() -> bool {
     ["iptables", "ip6tables"].iter().any(|table| {
         host::sysctl_get(&format!("bridge/bridge-nf-call-{table}"))
             .is_some_and(|value| value == "1")

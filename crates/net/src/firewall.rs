@@ -19,6 +19,7 @@
 //! - Where Knarr turned forwarding on, packets between interfaces that are not bridges are dropped:
 //!   the machine was no router before.
 
+mod live;
 mod owner;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,6 +38,7 @@ use crate::port::Protocol;
 use crate::route::octets;
 use crate::{Error, Result, Subnet};
 
+pub use live::{Live, live};
 pub use owner::{Hold, change, hold};
 
 /// A bridge, as the firewall sees it.

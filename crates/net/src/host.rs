@@ -31,6 +31,29 @@ pub fn free_bridge_name() -> Result<String> {
         .unwrap_or_default())
 }
 
+/// The link that this host's default route leads over, of a family; where there is none, of the
+/// other one.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn uplink(ipv6: bool) -> Result<Option<String>> {
+    let socket = Socket::route()?;
+    let mut routes = socket.routes()?;
+    routes.retain(|route| route.to.is_none());
+    routes.sort_by_key(|route| route.ipv6 != ipv6);
+    let Some(route) = routes.first() else {
+        return Ok(None);
+    };
+    let links = socket.links()?;
+    let link = links.into_iter().find(|link| link.index == route.link);
+    Ok(link.map(|link| link.name))
+}
+
+/// Whether bridged packets are run through the firewall, so that it decides within a network, too.
+pub fn firewall_sees_bridged() -> bool {
+    crate::driver::bridges_call_firewall()
+}
+
 /// The network's bridge, made where it is not there yet. Gives its index.
 pub(crate) fn ensure_bridge(socket: &Socket, run_root: &Path, network: &Network) -> Result<u32> {
     let mark = mark(run_root, network);

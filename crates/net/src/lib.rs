@@ -44,7 +44,7 @@ mod subnet;
 mod testing;
 
 pub use error::{Error, Result};
-pub use host::{free_bridge_name, remove};
+pub use host::{firewall_sees_bridged, free_bridge_name, remove, uplink};
 pub use join::{Membership, sweep};
 pub use netlink::{open_namespace, own_namespace, within};
 pub use network::Network;

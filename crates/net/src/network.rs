@@ -300,7 +300,7 @@ impl Pool {
 
     /// The addresses that may be handed out, in a circle that begins behind `last`. Of a large
     /// range, the first 2¹⁶ from there.
-    pub(crate) fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+    pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
         let range = self.range();
         let count = range.last_position().saturating_add(1);
         let start = last

@@ -1,4 +1,4 @@
-//! `network connect`, `create`, `disconnect`, `inspect`, `ls`, `prune`, `publish`, `rm`,
+//! `network audit`, `connect`, `create`, `disconnect`, `inspect`, `ls`, `prune`, `publish`, `rm`,
 //! `unpublish`.
 
 use knarr_engine::{NetworkCreate, NetworkSummary};
@@ -13,6 +13,54 @@ use crate::output;
 use crate::request::{network, parts};
 
 const ONE_MACHINE: &str = "Knarr runs containers on one machine";
+
+const FIX: Flag = Flag::switch(
+    "fix",
+    "Run the commands that let networks' packets pass the host's own firewall",
+);
+
+pub(super) static AUDIT: Command = Command {
+    names: &["network audit"],
+    usage: "[OPTIONS]",
+    about: "List what can be reached from where, and why",
+    flags: &[&[FIX, Flag::with("format", "string", ps::FORMAT)]],
+    run: |call| {
+        let ways = call.engine()?.network_audit(call.line.on("fix"))?;
+        let rows: Vec<Value> = ways
+            .iter()
+            .map(|way| {
+                let reachable = if way.reachable { "yes" } else { "no" };
+                let fields = [
+                    ("Network", way.network.as_str()),
+                    ("From", &way.from),
+                    ("To", &way.to),
+                    ("By", &way.by),
+                    ("Reachable", reachable),
+                    ("Why", &way.why),
+                ];
+                let fields = fields.map(|(name, value)| (name.to_owned(), Value::from(value)));
+                Value::Object(Map::from_iter(fields))
+            })
+            .collect();
+        let text = format::rows(&WAYS, call.line.text("format"), &rows, &|_, _, _| None)?;
+        output::print(&text)?;
+        Ok(0)
+    },
+    ..USUAL
+};
+
+static WAYS: Layout = Layout {
+    table: "{{.From}}\t{{.To}}\t{{.By}}\t{{.Reachable}}\t{{.Why}}",
+    titles: &[
+        ("By", "BY"),
+        ("From", "FROM"),
+        ("Network", "NETWORK"),
+        ("Reachable", "REACHABLE"),
+        ("To", "TO"),
+        ("Why", "WHY"),
+    ],
+    kind: "*network.auditContext",
+};
 
 pub(super) static CONNECT: Command = Command {
     names: &["network connect"],
@@ -72,6 +120,7 @@ pub(super) static CREATE: Command = Command {
         Flag::with("driver", "string", "Driver to manage the Network")
             .short('d')
             .default("\"bridge\""),
+        FIX,
         Flag::with(
             "gateway",
             "list",
@@ -108,7 +157,8 @@ pub(super) static CREATE: Command = Command {
                 line.text("ipam-driver")
             )));
         }
-        let id = call.engine()?.network_create(&NetworkCreate {
+        let engine = call.engine()?;
+        let id = engine.network_create(&NetworkCreate {
             name: call.arg(0).to_owned(),
             driver: line.text("driver").to_owned(),
             internal: line.on("internal"),
@@ -121,6 +171,9 @@ pub(super) static CREATE: Command = Command {
             labels: parts::map(line.all("label")),
         })?;
         output::line(&id)?;
+        for warning in engine.network_obstacles(&id, line.on("fix"))? {
+            output::note(&format!("WARNING: {warning}"));
+        }
         Ok(0)
     },
     ..USUAL

@@ -240,6 +240,20 @@ impl Ruleset {
         })
     }
 
+    /// Keys (first and last) and values of a map of a table in the family inet.
+    pub(crate) fn elements(
+        &self,
+        table: &str,
+        set: &str,
+    ) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
+        let name = (Family::Inet as u8, table.to_owned(), set.to_owned());
+        let elements = self.sets.get(&name).map(|set| set.elements.as_slice());
+        elements.unwrap_or_default().iter().filter_map(|element| {
+            let end = element.end.as_deref().unwrap_or(&element.key);
+            Some((element.key.as_slice(), end, find(&element.data, 0, 1)?))
+        })
+    }
+
     /// Who keeps the table that a chain is in.
     fn keeper(&self, chain: &Chain) -> System {
         let (family, table, name) = &chain.name;
