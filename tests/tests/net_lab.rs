@@ -106,7 +106,10 @@ struct Probe<'a> {
 
 impl Lab {
     fn new() -> Result<Self> {
-        let knarr = Knarr::with_busybox()?;
+        Self::with(Knarr::with_busybox()?)
+    }
+
+    fn with(knarr: Knarr) -> Result<Self> {
         let (here, lan) = (Netns::current()?, Netns::new()?);
         let [v4, v6] = HOST.map(String::from);
         let [lan4, lan6] = LAN.map(String::from);
@@ -259,7 +262,9 @@ impl Lab {
         let mut names = Matrix::new();
         for (name, namespace) in &inner {
             for other in NETWORKS {
-                let known = namespace.within(|| resolves(&format!("{other}-1")))?;
+                let known = namespace
+                    .within(|| resolves(&format!("{other}-1")))
+                    .with_context(|| format!("{other}-1, asked on {name}"))?;
                 names.insert((format!("on `{name}`"), format!("`{other}`")), known);
             }
         }
@@ -279,6 +284,17 @@ impl Lab {
         all.filter(|process| process.is_monitor())
             .map(|process| process.pid)
             .collect()
+    }
+
+    /// Comes to every container, as any command does that is about one.
+    fn adopt(&self) -> Result<()> {
+        for name in NETWORKS {
+            for number in [1, 2] {
+                self.knarr
+                    .ok(["exec", &format!("{name}-{number}"), "true"])?;
+            }
+        }
+        Ok(())
     }
 
     fn kill_monitors(&self, which: &[i32]) -> Result<()> {
@@ -363,18 +379,245 @@ fn who_reaches_whom_is_as_documented_whatever_happens() -> Result<()> {
     assert_eq!(monitors.len(), 2 * NETWORKS.len());
     lab.kill_monitors(&monitors[1..])?;
     nft(RELOAD, &knarr.scratch())?;
-    knarr.ok(["ps"])?;
+    lab.adopt()?;
     lab.is_as_documented("after a flush while the owner changed")?;
 
-    // Nobody is left to guard it.
+    // Nobody is left to guard it: without the table the attacks bite.
     lab.kill_monitors(&lab.monitors())?;
     net::run(&["nft", "flush", "ruleset"])?;
-    knarr.ok(["ps"])?;
+    // Those that know the way out.
+    let of = |name: &str| Ok::<_, anyhow::Error>(lab.addresses(&format!("{name}-2"), name)?[0]);
+    for (from, to) in [
+        ("lan", "a"),
+        ("b-2", "a"),
+        ("lan", "inside"),
+        ("b-2", "inside"),
+    ] {
+        let inner = Netns::of(knarr, "b-2")?;
+        let from_there = if from == "lan" { &lab.lan } else { &inner };
+        for address in of(to)? {
+            let answer = from_there.within(|| Ok(get((address, 80).into(), PATIENCE)))?;
+            assert_eq!(answer, Some(format!("{to}-2")), "{from} to {address}");
+        }
+    }
+    lab.adopt()?;
     lab.is_as_documented("after a flush while nobody owned it")?;
 
     for name in ["a-1", "a-2", "inside-1", "apart-1"] {
         knarr.ok(["restart", "-t", "0", name])?;
     }
     lab.is_as_documented("after restarts")?;
+    Ok(())
+}
+
+/// A number from `/proc/PID/status`, kilobytes.
+fn status(pid: i32, field: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find(|line| line.starts_with(field));
+    let word = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(word.context("no such field")?.parse()?)
+}
+
+/// B17: a container that floods its name server with questions that nobody answers, and with
+/// connections that say nothing, costs a bounded number of descriptors and memory.
+#[test]
+fn a_flood_of_questions_costs_little_and_others_are_served() -> Result<()> {
+    let lab = Lab::new()?;
+    let knarr = &lab.knarr;
+    lab.start("flood", "a", &["--dns", LAN[0]])?;
+    let mute = lab.lan.within(|| Ok(UdpSocket::bind((LAN[0], 53))?))?;
+    let id = knarr.ok(["inspect", "-f", "{{.Id}}", "flood"])?;
+    let state = knarr
+        .run_root()
+        .join("containers")
+        .join(id)
+        .join("state.json");
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(state)?)?;
+    let monitor: i32 = state["monitor"]["pid"].to_string().parse()?;
+    let descriptors = || std::fs::read_dir(format!("/proc/{monitor}/fd")).map(Iterator::count);
+    let (few, little) = (descriptors()?, status(monitor, "RssAnon")?);
+    let inner = Netns::of(knarr, "flood")?;
+    let (most, streams) = inner.within(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let mut most = 0;
+        let mut streams = Vec::new();
+        for round in 0..3000u16 {
+            let [a, b] = round.to_be_bytes();
+            let mut query = vec![a, b, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9];
+            query.extend(format!("flood{round:04}").bytes());
+            query.extend(b"\x07example\0\0\x01\0\x01");
+            socket.send_to(&query, "127.0.0.11:53")?;
+            if round % 20 == 0 {
+                // Half a question.
+                let mut stream = TcpStream::connect("127.0.0.11:53")?;
+                stream.write_all(&[0, 40, 1]).ok();
+                streams.push(stream);
+                most = most.max(descriptors()?);
+            }
+        }
+        ensure!(resolves("a-1")?, "its own names");
+        Ok((most, streams))
+    })?;
+    // 192 questions that wait, 32 connections.
+    assert!(
+        most - few <= 192 + 32 + 8 && most - few >= 100,
+        "{few} descriptors became {most}"
+    );
+    let much = status(monitor, "RssAnon")?;
+    assert!(much < little + (16 << 10), "{little} kB became {much} kB");
+    for name in ["b", "inside"] {
+        let other = Netns::of(knarr, &format!("{name}-2"))?;
+        assert!(other.within(|| resolves(&format!("{name}-1")))?);
+    }
+    drop((streams, mute));
+    let calm = wait_for(PATIENCE, || {
+        descriptors().ok().filter(|now| *now <= few + 8)
+    });
+    assert!(calm.is_some(), "{few} descriptors are {:?}", descriptors());
+    Ok(())
+}
+
+/// Debian's dockerd in this network namespace, with its bridge and its firewall.
+struct Dockerd(std::process::Child);
+
+impl Dockerd {
+    fn start(dir: &Path) -> Result<Self> {
+        let at = |name: &str| dir.join(name).display().to_string();
+        let socket = format!("unix://{}", at("docker.sock"));
+        let run = at("docker-run");
+        std::fs::create_dir_all(&run)?;
+        let script =
+            "mount --make-rprivate / && mount -t tmpfs tmpfs \"$0\" && exec dockerd \"$@\"";
+        let child = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, &run])
+            .args(["--data-root", &at("docker-data"), "--exec-root", &run])
+            .args(["--pidfile", &at("docker.pid"), "-H", &socket])
+            .args(["--storage-driver", "vfs", "--log-level", "warn"])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::fs::File::create(dir.join("dockerd.log"))?)
+            .spawn()?;
+        let dockerd = Self(child);
+        let answers = wait_for(PATIENCE * 2, || {
+            net::output(&["docker", "-H", &socket, "version"]).ok()
+        });
+        let log = std::fs::read_to_string(dir.join("dockerd.log")).unwrap_or_default();
+        answers.context(log)?;
+        Ok(dockerd)
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn what_docker_drops_stays_dropped_until_it_is_allowed() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    // First: it leaves the policy alone where somebody has turned forwarding on before.
+    let dockerd = Dockerd::start(&knarr.scratch())?;
+    let first = knarr.run(["run", "--rm", "busybox", "true"])?;
+    assert!(
+        first
+            .stderr
+            .contains("network bridge: what its containers send out is dropped by Docker's"),
+        "{}",
+        first.stderr
+    );
+    assert_eq!(knarr.run(["run", "--rm", "busybox", "true"])?.stderr, "");
+    let lab = Lab::with(knarr)?;
+    let knarr = &lab.knarr;
+    // Its policy is in the way of what is forwarded, and Knarr says so.
+    let made = knarr.run(["network", "create", "late"])?;
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    for words in [
+        "network late: what its containers send out is dropped by Docker's table ip filter",
+        "iptables -I DOCKER-USER -i kn-",
+        "knarr network audit --fix",
+    ] {
+        assert!(made.stderr.contains(words), "{}", made.stderr);
+    }
+    let [target, _] = lab.addresses("a-1", "a")?;
+    let published = SocketAddr::new(HOST[0].parse()?, 8080);
+    let outside = || lab.lan.within(|| Ok(get(published, MOMENT)));
+    assert_eq!(outside()?, None);
+    let wanted = format!("a-1 {}:80/tcp", target[0]);
+    let row = || -> Result<String> {
+        let all = knarr.ok(["network", "audit", "--format", "json"])?;
+        let found = all.lines().find(|line| {
+            line.contains(&wanted) && line.contains("0.0.0.0:8080") && line.contains("outside")
+        });
+        Ok(found.context(all.clone())?.to_owned())
+    };
+    let dropped = row()?;
+    assert!(
+        dropped.contains("\"Reachable\":\"no\"")
+            && dropped.contains("dropped by Docker's table ip filter, chain FORWARD"),
+        "{dropped}"
+    );
+    // Only where that is asked for is another's firewall changed.
+    let rules = || net::output(&["iptables", "-S", "DOCKER-USER"]);
+    assert!(!rules()?.contains("kn-"));
+    knarr.ok(["network", "audit", "--fix"])?;
+    assert!(rules()?.contains("kn-"));
+    let open = row()?;
+    assert!(open.contains("\"Reachable\":\"yes\""), "{open}");
+    let made = knarr.run(["network", "create", "--fix", "later"])?;
+    assert_eq!((made.code, made.stderr.as_str()), (0, ""));
+    lab.is_as_documented("beside dockerd")?;
+    net::run(&["nft", "flush", "ruleset"])?;
+    lab.is_as_documented("beside dockerd, after a flush")?;
+    drop(dockerd);
+    lab.is_as_documented("after dockerd")
+}
+
+#[test]
+fn the_audit_tells_what_the_kernel_does() -> Result<()> {
+    let lab = Lab::new()?;
+    let knarr = &lab.knarr;
+    let all = knarr.ok(["network", "audit"])?;
+    let has = |from: &str, to: &str, reachable: &str, why: &str| {
+        let found = all.lines().any(|line| {
+            let words: Vec<_> = line.split("  ").map(str::trim).collect();
+            let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+            words.first() == Some(&from)
+                && words.get(1).is_some_and(|word| word.starts_with(to))
+                && words.contains(&reachable)
+                && words.last().is_some_and(|last| last.contains(why))
+        });
+        assert!(found, "{from} {to} {reachable} {why} in\n{all}");
+    };
+    for name in NETWORKS {
+        let network = format!("network {name}");
+        has(
+            "outside",
+            &network,
+            "no",
+            "dropped by nftables' table inet knarr-",
+        );
+        has("other networks", &network, "no", "chain forward: rule");
+        let leaves = if name == "inside" { "no" } else { "yes" };
+        has(&network, "outside", leaves, "");
+    }
+    has("network a", "network a", "yes", "bridged");
+    has("network apart", "network apart", "no", "icc=false");
+    has("outside", "a-1 ", "yes", "published");
+    has("this host", "a-1 ", "yes", "published");
+    has("this host", "a-1 port 80/tcp", "yes", "copied");
+    // What is not in the kernel is not told as if it were.
+    lab.kill_monitors(&lab.monitors())?;
+    net::run(&["nft", "flush", "ruleset"])?;
+    let all = knarr.ok(["network", "audit"])?;
+    assert!(all.contains("is missing"), "{all}");
+    assert!(
+        all.contains("missing: the kernel's table does not have it"),
+        "{all}"
+    );
+    lab.adopt()?;
+    assert!(!knarr.ok(["network", "audit"])?.contains("missing"));
     Ok(())
 }

@@ -42,6 +42,7 @@ mod route;
 mod subnet;
 #[cfg(test)]
 mod testing;
+mod weak;
 
 pub use error::{Error, Result};
 pub use host::{firewall_sees_bridged, free_bridge_name, remove, uplink};

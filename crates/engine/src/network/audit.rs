@@ -339,7 +339,7 @@ impl Engine {
 
     pub(crate) fn network_obstacles_now(&self, name: &str, fix: bool) -> Result<Vec<String>> {
         let network = self.network_named(name)?;
-        if network.driver != DriverKind::Bridge || network.internal {
+        if network.driver != DriverKind::Bridge {
             return Ok(Vec::new());
         }
         let found = self.obstacles(&network)?;
@@ -368,15 +368,21 @@ impl Engine {
         let survey = self.survey(&rules)?;
         let own = firewall::table(&self.settings().run_root);
         let mut found: Vec<(String, Vec<Vec<String>>)> = Vec::new();
+        let mut ways = Vec::new();
+        if !network.internal {
+            ways.push((Some(network), None, "what its containers send out"));
+            ways.push((None, Some(network), "what comes for its published ports"));
+        }
+        if network.flag(option::ICC, true) && knarr_net::firewall_sees_bridged() {
+            let what = "what its containers send each other";
+            ways.push((Some(network), Some(network), what));
+        }
         for ipv6 in [false, true] {
-            for (from, to, what) in [
-                (Some(network), None, "what its containers send out"),
-                (None, Some(network), "what comes for its published ports"),
-            ] {
+            for &(from, to, what) in &ways {
                 let Some(mut packet) = survey.packet(from, to, ipv6) else {
                     continue;
                 };
-                packet.translated = to.is_some();
+                packet.translated = from.is_none();
                 let Some(dropped) = rules.forward(&packet, Some(&own)) else {
                     continue;
                 };

@@ -607,6 +607,31 @@ fn a_flood_is_refused_and_local_names_go_on() {
     assert_eq!(lab.ask("web", kind::A).code, 0);
 }
 
+/// B17: what the limits are for. Each question that is passed on holds a socket; the server counts
+/// those that are held at a time, as it never answers.
+#[test]
+fn without_limits_a_flood_takes_what_it_wants() {
+    let held = || {
+        let (address, seen) = server(silence, silence);
+        let lab = Lab::new(Servers::Fixed(vec![address]));
+        lab.name("front", "web", "10.0.0.2", "aaaa");
+        let client = lab.client();
+        for id in 0..400 {
+            let question = query(id, &format!("h{id}.example"), kind::A, None);
+            client.send(&question).unwrap();
+            // Local names go on; and the server keeps up.
+            assert_eq!(lab.ask("web", kind::A).code, 0);
+        }
+        seen.load(Ordering::SeqCst)
+    };
+    let start = Instant::now();
+    let limited = held();
+    // Each may be asked again, once a second.
+    let rounds = 1 + usize::try_from(start.elapsed().as_secs()).unwrap();
+    assert!(limited <= 192 * rounds, "{limited} in {rounds}");
+    assert!(crate::weak::without("dns-limits", held) >= 390);
+}
+
 #[test]
 fn idle_connections_give_way_and_half_questions_do_not_last() {
     let lab = Lab::new(Servers::None);
