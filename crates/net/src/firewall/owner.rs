@@ -265,7 +265,8 @@ fn borrow(folder: &Path, ownership: Ownership) -> Result<Option<(Socket, Option<
         Ownership::Nobody | Ownership::Missing => None,
         Ownership::Orphan => return Ok(None),
     };
-    for (name, target) in knarr_fs::link_names(&folder.join("holders"))? {
+    let holders = folder.join("holders");
+    for (name, target) in knarr_fs::link_names(&holders)? {
         let known = target.to_str().and_then(|text| text.parse().ok());
         let (Some(known), Some(name)) = (known, name.to_str()) else {
             continue;
@@ -275,22 +276,35 @@ fn borrow(folder: &Path, ownership: Ownership) -> Result<Option<(Socket, Option<
             continue;
         };
         let watch = numbers.next().and_then(std::result::Result::ok);
+        let Some(process) = process(pid) else {
+            knarr_fs::remove_file(&holders.join(name))?;
+            continue;
+        };
         if port.is_some_and(|port| port != known) || (port.is_none() && watch.is_none()) {
             continue;
         }
-        if let Some(sockets) = lend(pid, fd, watch, known) {
+        if let Some(sockets) = lend(process.as_fd(), fd, watch, known) {
             return Ok(Some(sockets));
         }
     }
     Ok(None)
 }
 
-/// A process's sockets, if it is alive and they are what its record says. Its number may be
-/// another's by now, so the socket must have the port that only the owner has.
-fn lend(pid: i32, fd: i32, watch: Option<i32>, port: u32) -> Option<(Socket, Option<Socket>)> {
-    let process = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+/// A process, if there is one of that number.
+fn process(pid: i32) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// A process's sockets, if they are what its record says. Its number may be another's by now, so
+/// the socket must have the port that only the owner has.
+fn lend(
+    process: BorrowedFd<'_>,
+    fd: i32,
+    watch: Option<i32>,
+    port: u32,
+) -> Option<(Socket, Option<Socket>)> {
     let get = |fd| -> Option<OwnedFd> {
-        rustix::process::pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok()
+        rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()
     };
     let socket = Socket::lent(get(fd)?);
     if socket.port().ok()? != port {
@@ -315,9 +329,7 @@ fn sweep(folder: &Path) -> Result<()> {
         let pid = name
             .to_str()
             .and_then(|name| name.split('.').next()?.parse().ok());
-        let lives = pid
-            .and_then(Pid::from_raw)
-            .is_some_and(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).is_ok());
+        let lives = pid.and_then(process).is_some();
         if !lives {
             knarr_fs::remove_file(&holders.join(name))?;
         }
