@@ -133,7 +133,7 @@ impl Settings {
                     knarr_fs::remove_tree(&stale.join(name))?;
                 }
             }
-            for stale in ["layers", "seccomp", "networks", "published"] {
+            for stale in ["layers", "seccomp", "networks", "published", "firewall"] {
                 knarr_fs::remove_tree(&self.run_root.join(stale))?;
             }
             knarr_fs::remove_file(&self.run_root.join("forwarding"))?;
