@@ -288,11 +288,19 @@ impl Cgroup {
     pub fn join_all(&self, pid: Pid) -> Result<()> {
         for hierarchy in &self.layout.legacy {
             let dir = self.legacy_dir(hierarchy);
-            Made::default().directory(&hierarchy.mount, &dir)?;
-            if hierarchy.has("cpuset") {
-                inherit_cpuset(&hierarchy.mount, &dir)?;
+            match join(&dir, pid) {
+                // It is still to be made, or its cpuset is still empty.
+                Err(Error::Join { cause, .. })
+                    if matches!(cause.errno, Errno::NOENT | Errno::NOSPC) =>
+                {
+                    Made::default().directory(&hierarchy.mount, &dir)?;
+                    if hierarchy.has("cpuset") {
+                        inherit_cpuset(&hierarchy.mount, &dir)?;
+                    }
+                    join(&dir, pid)?;
+                }
+                joined => joined?,
             }
-            join(&dir, pid)?;
         }
         Ok(())
     }
