@@ -6,7 +6,8 @@
 //! - [`fixture`] makes images once and keeps them in `target/fixtures`.
 //! - [`oci::Oci`] is `knarr-oci`, or a peer with the same command line, with bundles of its own.
 //! - [`private_network`] gives every test a network namespace of its own; [`Netns`] makes more.
-//! - [`Registry`] is Debian's `docker-registry` on a free loopback port.
+//! - [`Registry`] is Debian's `docker-registry` on a free loopback port; [`token::Tokens`] signs what it
+//!   believes.
 //! - [`eventually`] waits for a condition with a deadline; nothing here sleeps and hopes.
 //! - [`skip`] tells by name why a test cannot run here; `cargo x test` counts these lines and
 //!   fails on one that it did not expect.
@@ -18,6 +19,7 @@ pub mod net;
 pub mod oci;
 mod registry;
 mod residue;
+pub mod token;
 mod wait;
 
 pub use image::{ImageBuilder, sha256, tar_folder};

@@ -24,6 +24,35 @@ impl Registry {
     pub fn start(dir: &Path, htpasswd: Option<&str>) -> Result<Self> {
         crate::private_network()?;
         std::fs::create_dir_all(dir)?;
+        let Some(lines) = htpasswd else {
+            return Self::launch(dir, "");
+        };
+        let file = dir.join("htpasswd");
+        std::fs::write(&file, lines)?;
+        let auth = format!(
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            file.display()
+        );
+        Self::launch(dir, &auth)
+    }
+
+    /// One that believes the tokens of a service at `realm`, which are for the service
+    /// `registry.test` and signed by whom `certificate` is of.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with_tokens(dir: &Path, realm: &str, certificate: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let auth = format!(
+            "auth:\n  token:\n    realm: {realm}\n    service: registry.test\n    issuer: {}\n    \
+             rootcertbundle: {}\n",
+            crate::token::ISSUER,
+            certificate.display()
+        );
+        Self::launch(dir, &auth)
+    }
+
+    fn launch(dir: &Path, auth: &str) -> Result<Self> {
         // Bound and closed again: the port is free, and nobody on this machine races for it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut config = format!(
@@ -31,14 +60,7 @@ impl Registry {
              rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
             dir.join("data").display()
         );
-        if let Some(lines) = htpasswd {
-            let file = dir.join("htpasswd");
-            std::fs::write(&file, lines)?;
-            config += &format!(
-                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-                file.display()
-            );
-        }
+        config += auth;
         let file = dir.join("config.yml");
         std::fs::write(&file, config)?;
         let process = Command::new("docker-registry")

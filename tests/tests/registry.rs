@@ -460,3 +460,21 @@ fn all_tags_go_and_come_together() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_push_that_is_killed_harms_nothing_and_the_next_one_succeeds() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let registry = Registry::start(&knarr.scratch().join("registry"), None)?;
+    let image = format!("{}/app:1", registry.host());
+    knarr.ok(["tag", "busybox", &image])?;
+    let mut command = knarr.command(["push", &image]);
+    command.env("KNARR_FAILPOINT", "push.begun");
+    ensure!(!command.status()?.success(), "it was not killed");
+    let df = knarr.ok(["system", "df", "-v"])?;
+    ensure!(df.ends_with("Unaccounted bytes: 0"), "{df}");
+    ensure!(knarr.run(["pull", "-q", &image])?.code == 1);
+    knarr.ok(["push", &image])?;
+    knarr.ok(["rmi", &image])?;
+    knarr.ok(["pull", "-q", &image])?;
+    Ok(())
+}

@@ -28,6 +28,7 @@ cargo x COMMAND
                     qemu, part of `test` (with --shell: log in there)
   check             format, lints, docs, layers
   bench [WHAT]      measure beside the peers; without WHAT: run and exec (an unknown WHAT lists all)
+  fuzz [TARGET] [SECONDS]  feed the parsers of foreign bytes with what they should not have to read
   bless             renew golden files; read the diff before committing
   build             the static binaries in target/release
   install [PREFIX]  copy the binaries to PREFIX/bin (/usr/local)";
@@ -51,6 +52,17 @@ fn run(args: &[&str]) -> Result<()> {
         ["vm", filter @ ..] => vm::command(filter),
         ["check"] => check::run(),
         ["bless"] => test::bless(),
+        ["fuzz", what @ ..] => shell::cargo(
+            &[
+                "run",
+                "--quiet",
+                "--release",
+                "--package",
+                "knarr-fuzz",
+                "--",
+            ],
+            what,
+        ),
         ["build"] => shell::build_binaries(),
         ["install"] => shell::install("/usr/local"),
         ["install", prefix] => shell::install(prefix),

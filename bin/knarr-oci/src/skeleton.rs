@@ -74,27 +74,8 @@ fn skeleton(rootless: bool) -> Value {
         linux["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
     }
     linux["namespaces"] = kinds.iter().map(|kind| json!({"type": kind})).collect();
-    linux["maskedPaths"] = json!([
-        "/proc/acpi",
-        "/proc/asound",
-        "/proc/interrupts",
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/latency_stats",
-        "/proc/timer_list",
-        "/proc/timer_stats",
-        "/proc/sched_debug",
-        "/sys/devices/virtual/powercap",
-        "/sys/firmware",
-        "/proc/scsi"
-    ]);
-    linux["readonlyPaths"] = json!([
-        "/proc/bus",
-        "/proc/fs",
-        "/proc/irq",
-        "/proc/sys",
-        "/proc/sysrq-trigger"
-    ]);
+    linux["maskedPaths"] = json!(knarr_spec::runtime::MASKED_PATHS);
+    linux["readonlyPaths"] = json!(knarr_spec::runtime::READONLY_PATHS);
     json!({
         "ociVersion": knarr_spec::runtime::OCI_VERSION,
         "process": {

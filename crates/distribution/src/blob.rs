@@ -12,6 +12,7 @@ use knarr_spec::{Digest, Reference};
 
 use crate::ask::{Ask, What};
 use crate::endpoint::Endpoint;
+use crate::foreign::range_start;
 use crate::hosts::Capability;
 use crate::manifest::check_digest;
 use crate::session::{ATTEMPTS, Answer, header, next_chunk, too_large};
@@ -109,7 +110,7 @@ impl<'c> Session<'c> {
         let answer = self.runtime.block_on(async {
             let (answer, _) = self.fetch(&endpoints, &ask).await?;
             let size = header(&answer.parts, CONTENT_LENGTH).parse().unwrap_or(0);
-            self.keep(answer.origin, answer.sender);
+            self.keep(answer.line, answer.sender);
             Ok(size)
         });
         match answer {
@@ -212,7 +213,7 @@ impl Blob<'_, '_> {
             return Ok(Some(chunk));
         }
         if let Some(answer) = self.open.take() {
-            self.session.keep(answer.origin, answer.sender);
+            self.session.keep(answer.line, answer.sender);
         }
         if self.offset < self.open_end {
             return Err(Error::Truncated {
@@ -258,12 +259,8 @@ impl Blob<'_, '_> {
         let answer = self.session.fetch_from(endpoint, &ask, 1).await?;
         self.skip = 0;
         if answer.parts.status == StatusCode::PARTIAL_CONTENT {
-            // `bytes 100-199/200`
             let range = header(&answer.parts, CONTENT_RANGE);
-            let start = range
-                .strip_prefix("bytes ")
-                .and_then(|range| range.split('-').next()?.trim().parse::<u64>().ok());
-            if start != Some(self.offset) {
+            if range_start(&range) != Some(self.offset) {
                 return Err(Error::Unexpected {
                     registry: self.registry(),
                     status: 206,

@@ -31,11 +31,32 @@ struct Learnt {
     /// `hosts.toml` by registry.
     hosts: HashMap<String, Arc<Vec<Host>>>,
     proxies: Option<Arc<Proxies>>,
-    /// The origin of each `host[:port]`, once a connection told http from https.
-    origins: HashMap<String, Origin>,
+    /// The origin of each `host[:port]`, and whether it may be insecure, once a connection told
+    /// http from https.
+    origins: HashMap<(String, bool), Origin>,
     /// The `Authorization` header by server, registry and scopes.
     authorizations: HashMap<(Origin, String, Vec<String>), Authorization>,
-    tls: HashMap<(Vec<String>, Arc<Trust>, bool), Arc<ClientConfig>>,
+    tls: HashMap<Trusted, Arc<ClientConfig>>,
+}
+
+/// Whom to believe on an encrypted connection, and how to identify oneself there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Trusted {
+    /// The folders of `certs.d`, by their names.
+    names: Vec<String>,
+    /// What `hosts.toml` says.
+    trust: Arc<Trust>,
+    /// Any certificate will do.
+    insecure: bool,
+}
+
+/// What a connection may be used again for: the server, and what it was trusted for. A mirror and a
+/// registry may be one server, and yet one of them believed with any certificate, the other not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Line {
+    pub(crate) origin: Origin,
+    /// `None`: not encrypted.
+    pub(crate) trusted: Option<Trusted>,
 }
 
 /// A header's value and whether a user's credentials are behind it.
@@ -121,14 +142,14 @@ impl<'a> Client<'a> {
         Ok(read)
     }
 
-    pub(crate) fn origin(&self, authority: &str) -> Option<Origin> {
-        self.learnt().origins.get(authority).cloned()
+    pub(crate) fn origin(&self, endpoint: &Endpoint) -> Option<Origin> {
+        let key = (endpoint.authority.clone(), endpoint.insecure);
+        self.learnt().origins.get(&key).cloned()
     }
 
-    pub(crate) fn learn_origin(&self, authority: &str, origin: &Origin) {
-        self.learnt()
-            .origins
-            .insert(authority.to_owned(), origin.clone());
+    pub(crate) fn learn_origin(&self, endpoint: &Endpoint, origin: &Origin) {
+        let key = (endpoint.authority.clone(), endpoint.insecure);
+        self.learnt().origins.insert(key, origin.clone());
     }
 
     /// What was learnt for these scopes, unless it is about to end.
@@ -156,37 +177,48 @@ impl<'a> Client<'a> {
             .insert(key, authorization.clone());
     }
 
-    /// The TLS configuration for a registry's own server.
-    pub(crate) fn tls_of(&self, endpoint: &Endpoint, origin: &Origin) -> Result<Arc<ClientConfig>> {
-        let mut names = vec![endpoint.registry.clone()];
-        if origin.authority() != endpoint.registry {
-            names.push(origin.authority());
+    /// The line to an origin for an endpoint: to its own server (`at_home`), or to where that sends
+    /// us.
+    pub(crate) fn line(&self, endpoint: &Endpoint, origin: &Origin, at_home: bool) -> Line {
+        let trusted = || {
+            if !at_home {
+                return Trusted {
+                    names: vec![origin.authority()],
+                    trust: Arc::default(),
+                    insecure: self.settings.insecure,
+                };
+            }
+            let mut names = vec![endpoint.registry.clone()];
+            if origin.authority() != endpoint.registry {
+                names.push(origin.authority());
+            }
+            Trusted {
+                names,
+                trust: Arc::clone(&endpoint.trust),
+                insecure: endpoint.insecure,
+            }
+        };
+        Line {
+            origin: origin.clone(),
+            trusted: origin.https.then(trusted),
         }
-        self.tls(names, &endpoint.trust, endpoint.insecure)
     }
 
-    /// The TLS configuration for where a registry sends us.
-    pub(crate) fn tls_elsewhere(&self, origin: &Origin) -> Result<Arc<ClientConfig>> {
-        self.tls(
-            vec![origin.authority()],
-            &Arc::default(),
-            self.settings.insecure,
-        )
-    }
-
-    /// Made once: reading the system's authorities takes milliseconds.
-    fn tls(
-        &self,
-        names: Vec<String>,
-        trust: &Arc<Trust>,
-        insecure: bool,
-    ) -> Result<Arc<ClientConfig>> {
-        let key = (names, Arc::clone(trust), insecure);
-        if let Some(config) = self.learnt().tls.get(&key) {
+    /// The TLS configuration of a line. Made once: reading the system's authorities takes
+    /// milliseconds.
+    pub(crate) fn tls(&self, trusted: &Trusted) -> Result<Arc<ClientConfig>> {
+        if let Some(config) = self.learnt().tls.get(trusted) {
             return Ok(Arc::clone(config));
         }
-        let config = tls::config(&self.settings, &key.0, trust, insecure)?;
-        self.learnt().tls.insert(key, Arc::clone(&config));
+        let Trusted {
+            names,
+            trust,
+            insecure,
+        } = trusted;
+        let config = tls::config(&self.settings, names, trust, *insecure)?;
+        self.learnt()
+            .tls
+            .insert(trusted.clone(), Arc::clone(&config));
         Ok(config)
     }
 

@@ -39,6 +39,7 @@ pub mod credentials;
 pub mod dns;
 mod endpoint;
 mod error;
+pub mod foreign;
 mod hosts;
 mod location;
 mod manifest;

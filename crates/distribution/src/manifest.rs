@@ -119,7 +119,7 @@ impl Session<'_> {
         let answer = self.runtime.block_on(async {
             let (answer, _) = self.fetch(&endpoints, &ask).await?;
             let parts = answer.parts.clone();
-            self.keep(answer.origin, answer.sender);
+            self.keep(answer.line, answer.sender);
             Ok(parts)
         });
         let parts = match answer {

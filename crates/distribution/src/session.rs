@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::ask::{Access, Ask, Target};
 use crate::body::Body;
 use crate::challenge::{self, Challenge};
-use crate::client::Authorization;
+use crate::client::{Authorization, Line};
 use crate::connection::{self, Origin, Sender};
 use crate::endpoint::{self, Endpoint};
 use crate::hosts::Capability;
@@ -42,14 +42,14 @@ const AGENT: &str = concat!("knarr/", env!("CARGO_PKG_VERSION"));
 pub struct Session<'c> {
     pub(crate) client: &'c Client<'c>,
     pub(crate) runtime: Runtime,
-    idle: RefCell<HashMap<Origin, Vec<Sender>>>,
+    idle: RefCell<HashMap<Line, Vec<Sender>>>,
 }
 
 /// The head of an answer, and its body still on the wire.
 pub(crate) struct Answer {
     pub(crate) parts: Parts,
     pub(crate) body: Incoming,
-    pub(crate) origin: Origin,
+    pub(crate) line: Line,
     /// Where it came from, after redirects.
     pub(crate) uri: Uri,
     pub(crate) sender: Sender,
@@ -144,7 +144,7 @@ impl<'c> Session<'c> {
         let Answer {
             parts,
             mut body,
-            origin,
+            line,
             sender,
             ..
         } = answer;
@@ -155,7 +155,7 @@ impl<'c> Session<'c> {
             }
             bytes.extend_from_slice(&chunk);
         }
-        self.keep(origin, sender);
+        self.keep(line, sender);
         Ok((parts, bytes))
     }
 
@@ -250,14 +250,15 @@ impl<'c> Session<'c> {
         if let Some(https) = endpoint.https {
             return origin(https);
         }
-        if let Some(origin) = self.client.origin(&endpoint.authority) {
+        if let Some(origin) = self.client.origin(endpoint) {
             return Ok(origin);
         }
         let secure = origin(true)?;
         let plain_allowed = endpoint.insecure || secure.is_loopback();
-        let found = match self.connect(endpoint, &secure, true).await {
+        let line = self.client.line(endpoint, &secure, true);
+        let found = match self.connect(endpoint, &line).await {
             Ok(sender) => {
-                self.keep(secure.clone(), sender);
+                self.keep(line, sender);
                 secure
             }
             Err(error) if plain_allowed && connection::is_not_tls(&error) => {
@@ -269,19 +270,18 @@ impl<'c> Session<'c> {
             }
             Err(error) => return Err(error),
         };
-        self.client.learn_origin(&endpoint.authority, &found);
+        self.client.learn_origin(endpoint, &found);
         Ok(found)
     }
 
-    async fn connect(&self, endpoint: &Endpoint, origin: &Origin, at_home: bool) -> Result<Sender> {
-        let tls = match (origin.https, at_home) {
-            (true, true) => Some(self.client.tls_of(endpoint, origin)?),
-            (true, false) => Some(self.client.tls_elsewhere(origin)?),
-            (false, _) => None,
-        };
+    async fn connect(&self, endpoint: &Endpoint, line: &Line) -> Result<Sender> {
+        let tls = line
+            .trusted
+            .as_ref()
+            .map(|trusted| self.client.tls(trusted));
         let proxies = self.client.proxies()?;
-        let proxy = proxies.for_origin(origin);
-        connection::open(origin, &endpoint.registry, tls, proxy).await
+        let proxy = proxies.for_origin(&line.origin);
+        connection::open(&line.origin, &endpoint.registry, tls.transpose()?, proxy).await
     }
 
     /// One request and the head of its answer, on a connection kept from before if it still works.
@@ -295,12 +295,13 @@ impl<'c> Session<'c> {
         at_home: bool,
     ) -> Result<Answer> {
         let registry = endpoint.registry.as_str();
+        let line = self.client.line(endpoint, origin, at_home);
         loop {
-            let kept = self.idle.borrow_mut().get_mut(origin).and_then(Vec::pop);
+            let kept = self.idle.borrow_mut().get_mut(&line).and_then(Vec::pop);
             let reused = kept.is_some();
             let mut sender = match kept {
                 Some(sender) => sender,
-                None => self.connect(endpoint, origin, at_home).await?,
+                None => self.connect(endpoint, &line).await?,
             };
             let head = self.head(endpoint, origin, uri, ask, authorization, at_home)?;
             let request = with_body(head, Body::Whole(ask.body.clone()), endpoint, uri)?;
@@ -314,7 +315,7 @@ impl<'c> Session<'c> {
                     return Ok(Answer {
                         parts,
                         body,
-                        origin: origin.clone(),
+                        line,
                         uri: uri.clone(),
                         sender,
                     });
@@ -336,7 +337,7 @@ impl<'c> Session<'c> {
         uri: &Uri,
         ask: &Ask,
         body: Body,
-    ) -> Result<(Sender, Request<Body>, Origin)> {
+    ) -> Result<(Sender, Request<Body>, Line)> {
         let home = self.home(endpoint).await?;
         let registry = endpoint.registry.as_str();
         let origin =
@@ -350,10 +351,11 @@ impl<'c> Session<'c> {
             .client
             .authorization(&home, registry, &scopes)
             .filter(|_| at_home);
-        let sender = self.connect(endpoint, &origin, at_home).await?;
+        let line = self.client.line(endpoint, &origin, at_home);
+        let sender = self.connect(endpoint, &line).await?;
         let authorization = authorization.as_ref();
         let head = self.head(endpoint, &origin, uri, ask, authorization, at_home)?;
-        Ok((sender, with_body(head, body, endpoint, uri)?, origin))
+        Ok((sender, with_body(head, body, endpoint, uri)?, line))
     }
 
     /// A request without its body.
@@ -395,18 +397,14 @@ impl<'c> Session<'c> {
     }
 
     /// Keeps a connection whose answer was read to its end.
-    pub(crate) fn keep(&self, origin: Origin, sender: Sender) {
+    pub(crate) fn keep(&self, line: Line, sender: Sender) {
         if !sender.is_closed() {
-            self.idle
-                .borrow_mut()
-                .entry(origin)
-                .or_default()
-                .push(sender);
+            self.idle.borrow_mut().entry(line).or_default().push(sender);
         }
     }
 
     /// Answers a 401: the `Authorization` to try again with.
-    async fn authorize(
+    pub(crate) async fn authorize(
         &self,
         endpoint: &Endpoint,
         home: &Origin,

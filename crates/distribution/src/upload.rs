@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::response::Parts;
-use http::{Method, Response, Uri};
+use http::{Method, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use knarr_spec::{Digest, Reference};
 use tokio::sync::mpsc;
@@ -16,7 +16,8 @@ use tokio::time::timeout;
 
 use crate::ask::{Access, Ask, Target, What};
 use crate::body::Body;
-use crate::connection::{Origin, Sender};
+use crate::client::Line;
+use crate::connection::Sender;
 use crate::endpoint::Endpoint;
 use crate::hosts::Capability;
 use crate::location::follow;
@@ -48,6 +49,13 @@ pub struct Uploaded {
     pub digest: Digest,
     /// How many they are.
     pub size: u64,
+}
+
+/// What became of a body that can be sent only once.
+enum Streamed {
+    Taken,
+    /// The server wants another proof of who is asking.
+    Unauthorized(Box<Answer>),
 }
 
 /// An upload that the registry knows.
@@ -170,6 +178,7 @@ impl Session<'_> {
         sent: &dyn Fn(u64),
     ) -> Result<Uploaded> {
         let mut upload = self.runtime.block_on(self.begin(endpoint))?;
+        knarr_fs::failpoint!("push.begun");
         let done = self.transfer(endpoint, &mut upload, expected, open, sent);
         if done.is_err() {
             let cancel = self.cancel(endpoint, &upload.location);
@@ -201,9 +210,26 @@ impl Session<'_> {
             return self.finish(endpoint, upload, source, expected, first, sent);
         }
         if upload.least == 0 {
-            match self.stream(endpoint, upload, &mut source, first, sent) {
-                Ok(()) => {
+            let mut streamed = self.stream(endpoint, upload, &mut source, first, sent);
+            if let Ok(Streamed::Unauthorized(answer)) = streamed {
+                // The token had ended. Nothing was taken: from the start, with a new one.
+                self.runtime.block_on(self.renew(endpoint, *answer))?;
+                source = start()?;
+                let first = source.take(AT_ONCE)?;
+                streamed = self.stream(endpoint, upload, &mut source, first, sent);
+            }
+            match streamed {
+                Ok(Streamed::Taken) => {
                     return self.finish(endpoint, upload, source, expected, Bytes::new(), sent);
+                }
+                Ok(Streamed::Unauthorized(answer)) => {
+                    return Err(self.runtime.block_on(async {
+                        let ask = self.ask(Method::PATCH, Target::Url(upload.location.clone()));
+                        match self.home(endpoint).await {
+                            Ok(home) => self.refusal(endpoint, &home, &ask, *answer, true).await,
+                            Err(error) => error,
+                        }
+                    }));
                 }
                 Err(error) if error.is_transient() => {
                     self.runtime.block_on(self.wait(&error, 1));
@@ -285,7 +311,7 @@ impl Session<'_> {
         source: &mut Source<'_>,
         first: Bytes,
         sent: &dyn Fn(u64),
-    ) -> Result<()> {
+    ) -> Result<Streamed> {
         let ask = self
             .ask(Method::PATCH, Target::Url(upload.location.clone()))
             .with(CONTENT_TYPE, "application/octet-stream");
@@ -314,6 +340,9 @@ impl Session<'_> {
         let answer = self.runtime.block_on(sending.answer())?;
         self.runtime.block_on(async {
             let home = self.home(endpoint).await?;
+            if answer.parts.status == StatusCode::UNAUTHORIZED && answer.line.origin == home {
+                return Ok(Streamed::Unauthorized(Box::new(answer)));
+            }
             if !is_whole || !answer.parts.status.is_success() {
                 return Err(self.refusal(endpoint, &home, &ask, answer, true).await);
             }
@@ -323,8 +352,21 @@ impl Session<'_> {
             if let Some(location) = self.location(endpoint, &parts).await {
                 upload.location = location;
             }
-            Ok(())
+            Ok(Streamed::Taken)
         })
+    }
+
+    /// Gets another token for an upload, as a 401 asks.
+    async fn renew(&self, endpoint: &Endpoint, answer: Answer) -> Result<()> {
+        let ask = self.ask(Method::PATCH, Target::Root(String::new()));
+        let home = self.home(endpoint).await?;
+        let scopes = ask.access.scopes(&endpoint.repository);
+        let fresh = self
+            .authorize(endpoint, &home, &ask, &scopes, answer)
+            .await?;
+        self.client
+            .learn_authorization(&home, &endpoint.registry, &scopes, &fresh);
+        Ok(())
     }
 
     /// Sends what is left in chunks; gives the last bytes, which come with the end.
@@ -454,7 +496,7 @@ type Pending = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
 /// A request whose body is still being made.
 struct Sending {
     registry: String,
-    origin: Origin,
+    line: Line,
     uri: Uri,
     sender: Sender,
     pending: Pending,
@@ -464,7 +506,7 @@ struct Sending {
 impl Sending {
     async fn begin(
         endpoint: &Endpoint,
-        (mut sender, request, origin): (Sender, http::Request<Body>, Origin),
+        (mut sender, request, line): (Sender, http::Request<Body>, Line),
     ) -> Result<Self> {
         let registry = endpoint.registry.clone();
         sender
@@ -475,7 +517,7 @@ impl Sending {
         let pending: Pending = Box::pin(sender.send_request(request));
         Ok(Self {
             registry,
-            origin,
+            line,
             uri,
             sender,
             pending,
@@ -526,7 +568,7 @@ impl Sending {
         Ok(Answer {
             parts,
             body,
-            origin: self.origin,
+            line: self.line,
             uri: self.uri,
             sender: self.sender,
         })

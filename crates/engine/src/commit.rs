@@ -1,6 +1,7 @@
 //! `commit`: an image of what a container changed.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use knarr_diag::Explain as _;
 use knarr_fs::failpoint;
@@ -11,10 +12,13 @@ use knarr_spec::image::ExecutionConfig;
 
 use crate::find::Found;
 use crate::record::{Record, Root};
+use crate::watch::Watch;
 use crate::{Engine, Error, Result};
 
-/// How often a container that ends or starts at the wrong moment is looked at again.
-const TRIES: usize = 20;
+/// How long a container that ends or starts at the wrong moment is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Where nothing is seen to change.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What `commit` asks for.
 #[derive(Debug, Clone, Default)]
@@ -92,13 +96,15 @@ impl Engine {
     }
 
     fn still(&self, record: &Record, pause: bool) -> Result<Still> {
-        let mut tries = 0;
+        let run = self.settings().run_dir(&record.id);
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            // Before the look: what changes after it wakes. One that does not run has no folder.
+            let watch = Watch::new(&run).ok();
             let refused = match self.touch(&record.id)? {
                 Found::Idle(lock, _) => return Ok(Still::Stopped(lock)),
                 Found::Running(_) if !pause => return Ok(Still::Nothing),
                 Found::Running(_) => {
-                    let run = self.settings().run_dir(&record.id);
                     match Connection::open(&run).and_then(|mut monitor| {
                         monitor.hold()?;
                         Ok(monitor)
@@ -115,11 +121,13 @@ impl Engine {
                 }
             };
             // It ends or restarts just now.
-            tries += 1;
-            if tries == TRIES {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(refused.into());
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            if let Some(watch) = watch {
+                watch.wait(Some(left.min(LOOK_AGAIN)))?;
+            }
         }
     }
 }

@@ -3,16 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use knarr_monitor::events::{EVENTS_FILE, Event};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::io::Errno;
 
 use crate::list::label_matches;
+use crate::watch::Watch;
 use crate::{Engine, Error, Filters, Result, time};
 
 /// Which events are wanted.
@@ -50,15 +47,11 @@ impl Engine {
             })
         };
         // Before the first look, so that nothing falls between.
-        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .map_err(Error::of("follow events", "inotify_init1"))?;
-        let what = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
-        inotify::add_watch(&watch, folder, what)
-            .map_err(Error::of("follow events", "inotify_add_watch"))?;
-        if options.since.is_some() {
-            Follower::open(path.with_extension("1"))?.read(&mut give)?;
-        }
-        let mut current = Follower::open(path)?;
+        let watch = Watch::new(folder)?;
+        let mut current = match options.since {
+            Some(_) => Follower::after_all(path, &mut give)?,
+            None => Follower::open(path)?,
+        };
         loop {
             current.read(&mut give)?;
             let now = time::now();
@@ -66,25 +59,10 @@ impl Engine {
             if left.is_some_and(|left| left <= 0) {
                 return Ok(());
             }
-            wait(&watch, left)?;
+            let left = left.and_then(|left| u64::try_from(left).ok());
+            watch.wait(left.map(Duration::from_nanos))?;
         }
     }
-}
-
-/// Sleeps until something is written in the folder, or so many nanoseconds.
-fn wait(watch: &std::os::fd::OwnedFd, left: Option<i64>) -> Result<()> {
-    let left = left.and_then(|left| u64::try_from(left).ok());
-    let timeout = left.and_then(|left| Timespec::try_from(Duration::from_nanos(left)).ok());
-    let mut fds = [PollFd::new(watch, PollFlags::IN)];
-    match rustix::event::poll(&mut fds, timeout.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(errno) => return Err(Error::of("follow events", "poll")(errno)),
-    }
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut reader = inotify::Reader::new(watch, &mut buffer);
-    // All of them: they say no more than "look again".
-    while reader.next().is_ok() {}
-    Ok(())
 }
 
 /// A file of records that grows, and is set aside when it is full.
@@ -102,6 +80,22 @@ impl Follower {
             file,
             rest: Vec::new(),
         })
+    }
+
+    /// Gives the records of the file that was set aside; goes on with the one that came after it.
+    fn after_all(path: PathBuf, give: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Self> {
+        let older = path.with_extension("1");
+        loop {
+            let (mut aside, current) = (Self::open(older.clone())?, Self::open(path.clone())?);
+            // Set aside between the two, a file would be neither.
+            let now = open(&older)?;
+            if same(aside.file.as_ref(), now.as_ref(), &older)? {
+                if let Some(file) = &mut aside.file {
+                    drain(file, &older, &mut aside.rest, give)?;
+                }
+                return Ok(current);
+            }
+        }
     }
 
     /// Gives all records that are there now.

@@ -71,6 +71,7 @@ mod update;
 mod usage;
 mod userns;
 mod volume;
+mod watch;
 
 pub use commit::CommitRequest;
 pub use container::{

@@ -146,6 +146,36 @@ fn bad_certificates_are_refused_and_no_request_is_sent() {
 }
 
 #[test]
+fn a_mirror_that_is_believed_whatever_it_shows_vouches_for_no_registry_on_its_host() {
+    let authority = Authority::new();
+    let content = content();
+    let config = authority.server("127.0.0.1", |_| {});
+    let registry =
+        Registry::start_tls(config, move |seen| match seen.path.starts_with("/mirror") {
+            true => Answer::error(404, "MANIFEST_UNKNOWN"),
+            false => content.answer(seen),
+        });
+    let scratch = Scratch::new();
+    let address = registry.address;
+    let hosts = format!(
+        "server = \"https://{address}\"\n[host.\"https://{address}/mirror\"]\nskip_verify = true\n"
+    );
+    let file = format!("etc/containerd/certs.d/{address}/hosts.toml");
+    scratch.write(&file, hosts.as_bytes());
+    let mut options = PullOptions::default();
+    options.registry.etc = Some(scratch.path("etc"));
+    options.registry.auth_file = Some(scratch.write("auth.json", b"{}"));
+    let pulled = scratch
+        .store
+        .pull(&registry.name("app:1"), &options, &Silent);
+    assert_eq!(pulled.unwrap_err().report().code, "registry-tls");
+    // The mirror was asked on a connection that would have served the registry as well.
+    let seen = registry.seen();
+    assert!(!seen.is_empty());
+    assert!(seen.iter().all(|seen| seen.path.starts_with("/mirror")));
+}
+
+#[test]
 fn a_registry_may_want_a_certificate_of_its_clients() {
     let authority = Authority::new();
     let signed = |name: &str| {

@@ -1,12 +1,14 @@
 //! `<run root>/events`: what happened, one JSON object per line, for anyone to follow.
 //!
 //! A record is one `write` to a file opened O_APPEND, so records of many processes never mix. The
-//! fields are those of Docker's `GET /events`. A file over 8 MiB becomes `events.1`.
+//! fields are those of Docker's `GET /events`. A file over 8 MiB becomes `events.1`, while nobody
+//! writes to it (flock(2)).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -78,8 +80,19 @@ pub fn append(
     line.push(b'\n');
     let path = run_root.join(EVENTS_FILE);
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
-    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(knarr_fs::Error::of("open", "open", &path))?;
+    let file = loop {
+        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(knarr_fs::Error::of("open", "open", &path))?;
+        // While it is held nobody sets it aside: who follows has not left it behind.
+        match rustix::fs::flock(&file, FlockOperation::LockShared) {
+            Err(Errno::INTR) => continue,
+            locked => locked.map_err(knarr_fs::Error::of("lock", "flock", &path))?,
+        }
+        let held = rustix::fs::fstat(&file).map_err(knarr_fs::Error::of("stat", "fstat", &path))?;
+        if rustix::fs::stat(&path).is_ok_and(|named| named.st_ino == held.st_ino) {
+            break file;
+        }
+    };
     rustix::io::write(&file, &line).map_err(knarr_fs::Error::of("write", "write", &path))?;
     let stat = rustix::fs::fstat(&file).map_err(knarr_fs::Error::of("stat", "fstat", &path))?;
     if stat.st_size > LIMIT

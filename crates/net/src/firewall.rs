@@ -142,7 +142,7 @@ pub fn table(run_root: &Path) -> String {
     } else {
         format!(
             "knarr-{:08x}",
-            crate::hash(run_root.to_string_lossy().as_bytes()) >> 32
+            knarr_spec::fnv1a(run_root.to_string_lossy().as_bytes()) >> 32
         )
     }
 }

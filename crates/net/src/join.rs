@@ -362,7 +362,7 @@ impl Membership {
     /// before, also when the monitor is another one.
     fn serve_names(&self, namespace: BorrowedFd<'_>) -> Result<Responder> {
         const FIRST: u16 = 49152;
-        let hash = crate::hash(self.id.as_str().as_bytes()).to_be_bytes();
+        let hash = knarr_spec::fnv1a(self.id.as_str().as_bytes()).to_be_bytes();
         let port = FIRST | u16::from_be_bytes([hash[0], hash[1]]) >> 2;
         let sockets = Sockets::open_in(namespace, port)?;
         dns::redirect(namespace, &sockets)?;

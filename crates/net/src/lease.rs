@@ -196,7 +196,7 @@ pub(crate) fn link_prefix(network: &str, id: &ContainerId) -> String {
     let mut bytes = id.as_str().as_bytes().to_vec();
     bytes.push(b' ');
     bytes.extend(network.as_bytes());
-    format!("kv{:011x}", crate::hash(&bytes) >> 20)
+    format!("kv{:011x}", knarr_spec::fnv1a(&bytes) >> 20)
 }
 
 /// Removes the leases and names of containers that are gone.

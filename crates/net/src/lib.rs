@@ -52,10 +52,3 @@ pub use network::Network;
 pub use plan::{Attached, Endpoint, Joint, Plan};
 pub use route::{Mac, loopback_up};
 pub use subnet::Subnet;
-
-/// FNV-1a, 64 bits: names that must be short and the same each time. Not for adversaries.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}

@@ -455,7 +455,7 @@ pub(crate) mod tests {
         let subnet: Subnet = subnet.parse().unwrap();
         Network {
             version: VERSION,
-            id: format!("{:064x}", crate::hash(name.as_bytes())),
+            id: format!("{:064x}", knarr_spec::fnv1a(name.as_bytes())),
             name: name.to_owned(),
             created: String::new(),
             driver: DriverKind::Bridge,

@@ -42,7 +42,7 @@ impl Cache {
         let Some(key) = key(section) else {
             return compile(section);
         };
-        let path = self.dir.join(format!("{:016x}", hash(&key)));
+        let path = self.dir.join(format!("{:016x}", knarr_spec::fnv1a(&key)));
         if let Some(program) = fs::read(&path).ok().and_then(|bytes| parse(&bytes, &key)) {
             return Ok(program);
         }
@@ -71,13 +71,6 @@ fn parse(bytes: &[u8], key: &[u8]) -> Option<Program> {
     let rest = bytes.strip_prefix(HEAD)?;
     let program = rest.strip_prefix(&length(key))?.strip_prefix(key)?;
     Program::from_bytes(program).ok()
-}
-
-/// FNV-1a: it only has to spread names.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]

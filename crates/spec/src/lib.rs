@@ -16,6 +16,7 @@
 
 mod digest;
 pub mod docker;
+mod fnv;
 mod id;
 pub mod image;
 pub mod manifest;
@@ -25,6 +26,7 @@ pub mod runtime;
 pub mod signal;
 
 pub use digest::{Digest, DigestError};
+pub use fnv::fnv1a;
 pub use id::{ContainerId, ContainerName, IdError};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

@@ -72,13 +72,18 @@ impl Reference {
     /// `registry/repository` as Docker shows it: without `docker.io/` and `library/`.
     pub fn familiar_name(&self) -> String {
         if self.registry == DOCKER_HUB {
-            self.repository
-                .strip_prefix("library/")
-                .unwrap_or(&self.repository)
-                .to_owned()
-        } else {
-            self.full_name()
+            let short = match self.repository.strip_prefix("library/") {
+                // What is left of `library/a/b` would mean another repository.
+                Some(rest) if !rest.contains('/') => rest,
+                _ => &self.repository,
+            };
+            // And what begins like a registry would mean that one.
+            let first = short.split_once('/').map(|(first, _)| first);
+            if !first.is_some_and(is_registry) {
+                return short.to_owned();
+            }
         }
+        self.full_name()
     }
 
     /// `registry/repository`, whatever the registry.
@@ -259,6 +264,20 @@ impl<'de> Deserialize<'de> for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_means_the_same() {
+        for (text, shown) in [
+            ("docker.io/library/x", "x:latest"),
+            ("docker.io/library/x/y", "library/x/y:latest"),
+            ("docker.io/localhost/x", "docker.io/localhost/x:latest"),
+            ("docker.io/a.b/c", "docker.io/a.b/c:latest"),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.familiar(), shown);
+            assert_eq!(shown.parse::<Reference>().unwrap(), reference);
+        }
+    }
 
     #[test]
     fn references_are_completed_as_docker_does() {

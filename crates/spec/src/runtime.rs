@@ -11,6 +11,32 @@ use serde::{Deserialize, Serialize};
 /// The version of the specification that these types follow.
 pub const OCI_VERSION: &str = "1.3.0";
 
+/// Paths of /proc and /sys that show too much of the machine (moby, `oci/defaults.go`; the power
+/// meters tell what others compute: CVE-2020-8694). What is not there is not masked.
+pub const MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Paths that must not be written to (the same source).
+pub const READONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
 macro_rules! spec_types {
     ($(
         $(#[$meta:meta])*

@@ -1,6 +1,6 @@
 //! The virtual machine's disk, made once from Debian's packages and kept in `target/fixtures`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -108,6 +108,7 @@ impl Image {
             root: folder.join("root.img"),
         };
         if folder.exists() {
+            forget_others(&fixtures, &folder)?;
             return Ok(image);
         }
         println!("making the virtual machine's disk (once, about 40 s)");
@@ -135,16 +136,34 @@ impl Image {
         super::make_disk(&tree, &making.join("root.img"), 1024)?;
         std::fs::remove_dir_all(&tree)?;
         std::fs::rename(&making, &folder)?;
+        forget_others(&fixtures, &folder)?;
         Ok(image)
     }
 }
 
-/// A number that changes with the texts (FNV-1a).
+/// A number that changes with the texts.
 fn fingerprint(texts: &[&str]) -> u64 {
-    texts
+    let bytes: Vec<u8> = texts
         .iter()
         .flat_map(|text| text.bytes().chain([0]))
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        .collect();
+    knarr_spec::fnv1a(&bytes)
+}
+
+/// Removes the disks of before: each has 500 MB.
+fn forget_others(fixtures: &Path, kept: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(fixtures)? {
+        let path = entry?.path();
+        let is_disk = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("vm-"));
+        if is_disk && path != kept {
+            println!(
+                "removing {}: another disk has taken its place",
+                path.display()
+            );
+            std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
 }

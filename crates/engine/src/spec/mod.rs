@@ -9,8 +9,8 @@ use knarr_cgroup::Mode;
 use knarr_runtime::CgroupView;
 use knarr_spec::docker::{HostConfig, ULIMITS};
 use knarr_spec::runtime::{
-    BlockIo, Capabilities, Config, ConsoleSize, Cpu, IdMapping, Linux, Memory, Mount, Namespace,
-    OCI_VERSION, Pids, Process, Resources, Rlimit, Root,
+    BlockIo, Capabilities, Config, ConsoleSize, Cpu, IdMapping, Linux, MASKED_PATHS, Memory, Mount,
+    Namespace, OCI_VERSION, Pids, Process, READONLY_PATHS, Resources, Rlimit, Root,
 };
 
 use crate::check::Security;
@@ -54,31 +54,6 @@ pub(crate) struct Input<'a> {
     /// compiled from.
     pub(crate) seccomp: Option<knarr_spec::runtime::Seccomp>,
 }
-
-/// Paths that show too much of the machine (moby, `oci/defaults.go`).
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-/// Power meters tell what others compute (CVE-2020-8694).
-const POWERCAP: &str = "/sys/devices/virtual/powercap";
-/// Paths that must not be written to (the same source).
-const READONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -151,7 +126,7 @@ fn linux(input: &Input<'_>) -> Result<Linux> {
         None if input.security.all_paths => Vec::new(),
         None => default,
     };
-    let masked = MASKED.iter().map(|&path| path.to_owned());
+    let masked = MASKED_PATHS.iter().map(|&path| path.to_owned());
     let thermal = input.facts.thermal.iter().cloned();
     Ok(Linux {
         uid_mappings: maps.clone(),
@@ -163,13 +138,10 @@ fn linux(input: &Input<'_>) -> Result<Linux> {
         devices: input.devices.iter().map(HostDevice::node).collect(),
         seccomp: input.seccomp.clone(),
         rootfs_propagation: propagation(record),
-        masked_paths: paths(
-            &host.masked_paths,
-            masked.chain([POWERCAP.to_owned()]).chain(thermal).collect(),
-        ),
+        masked_paths: paths(&host.masked_paths, masked.chain(thermal).collect()),
         readonly_paths: paths(
             &host.readonly_paths,
-            READONLY.iter().map(|&path| path.to_owned()).collect(),
+            READONLY_PATHS.iter().map(|&path| path.to_owned()).collect(),
         ),
         mount_label: None,
         ..Linux::default()

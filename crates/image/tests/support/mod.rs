@@ -7,6 +7,7 @@
     reason = "each test program uses a part of it, and in tests a panic is the message"
 )]
 
+pub(crate) mod points;
 pub(crate) mod registry;
 
 use std::io::Write as _;
