@@ -223,7 +223,7 @@ fn seekable(label: &str, mut file: File, scratch: impl FnOnce() -> Result<File>)
         let mut start = [0; 6];
         let n = file.read_at(&mut start, 0).map_err(failed)?;
         let start = start.get(..n).unwrap_or_default();
-        if inflate::detect(start).map_err(failed)? == Compression::None {
+        if inflate::detect(start) == Compression::None {
             return Ok(file);
         }
     }

@@ -14,7 +14,7 @@ use crate::inflate::{self, Failure, Hashing};
 use crate::{Error, Image, ImportOptions, Result, Source, Store, change};
 
 impl Store {
-    /// `import`: makes an image of one layer of a root file system tar (gzip, zstd or plain).
+    /// `import`: makes an image of one layer of a root file system tar (compressed or plain).
     ///
     /// # Errors
     /// A damaged tar, a wrong change, or the store's.

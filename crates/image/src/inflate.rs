@@ -17,6 +17,10 @@ const PIECE: usize = 256 << 10;
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// One stream at a time may ask for 32 MiB, as `zstd --ultra -20` makes it.
 const ZSTD_LARGE_WINDOW_LOG: u32 = 25;
+/// The largest dictionary that an xz stream may ask for, in bytes: that of its default level.
+const XZ_DICTIONARY: u64 = 8 << 20;
+/// One stream at a time may ask for that of level 8.
+const XZ_LARGE_DICTIONARY: u64 = 32 << 20;
 /// Who has a large window.
 static LARGE: Mutex<()> = Mutex::new(());
 /// Buffers between the inflating and the storing thread.
@@ -28,6 +32,8 @@ pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
+    Xz,
+    Bzip2,
 }
 
 /// What went through [`copy`].
@@ -58,19 +64,15 @@ pub(crate) enum Hashing {
 }
 
 /// What the first bytes of a stream say.
-pub(crate) fn detect(start: &[u8]) -> io::Result<Compression> {
-    let unsupported = |what: &str| {
-        let message = format!("{what} compression is not supported, only gzip and zstd are");
-        Err(io::Error::new(io::ErrorKind::Unsupported, message))
-    };
+pub(crate) fn detect(start: &[u8]) -> Compression {
     match start {
-        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
         // A skippable frame, as zstd:chunked and pzstd write first.
-        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
-        [b'B', b'Z', b'h', ..] => unsupported("bzip2"),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => unsupported("xz"),
-        _ => Ok(Compression::None),
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Compression::Bzip2,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Compression::Xz,
+        _ => Compression::None,
     }
 }
 
@@ -85,7 +87,7 @@ pub(crate) fn copy(
         .take(6)
         .read_to_end(&mut start)
         .map_err(Failure::Source)?;
-    let compression = detect(&start).map_err(Failure::Source)?;
+    let compression = detect(&start);
     let hashed = match hashing {
         Hashing::Always => true,
         Hashing::Compressed => compression != Compression::None,
@@ -203,6 +205,45 @@ fn inflate(
             decoder.window_log_max(limit).map_err(Failure::Source)?;
             pump(&mut decoder, sink)
         }
+        Compression::Bzip2 => pump(&mut bzip2::bufread::MultiBzDecoder::new(buffered), sink),
+        Compression::Xz => {
+            let start = buffered.fill_buf().map_err(Failure::Source)?;
+            let dictionary = xz_dictionary(start);
+            if let Some(size) = dictionary.filter(|size| *size > XZ_LARGE_DICTIONARY) {
+                let message = format!(
+                    "it was compressed by xz with a dictionary of {} MiB, more than {} MiB; unpack it with `xz -d` first",
+                    size >> 20,
+                    XZ_LARGE_DICTIONARY >> 20
+                );
+                let error = io::Error::new(io::ErrorKind::Unsupported, message);
+                return Err(Failure::Source(error));
+            }
+            let is_large = dictionary.is_none_or(|size| size > XZ_DICTIONARY);
+            let _large = is_large.then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+            let limit = match is_large {
+                true => XZ_LARGE_DICTIONARY,
+                false => XZ_DICTIONARY,
+            };
+            // In KiB, with a megabyte for the rest of the decoder.
+            let limit = u32::try_from((limit >> 10) + 1024).unwrap_or(u32::MAX);
+            let mut decoder = lzma_rust2::XzReader::new_mem_limit(buffered, true, limit);
+            pump(&mut decoder, sink)
+        }
+    }
+}
+
+/// The dictionary that the first block of an xz stream needs, in bytes; `None` where it is not said
+/// in the usual way (xz-file-format 1.2, sections 2.1.1, 3.1 and 5.3.1).
+fn xz_dictionary(start: &[u8]) -> Option<u64> {
+    let block = start.get(12..)?;
+    // One filter, and neither of the optional sizes: what every encoder that streams writes.
+    let [_, 0, 0x21, 1, bits, ..] = block else {
+        return None;
+    };
+    match bits {
+        0..=39 => Some((2 | u64::from(bits & 1)) << (bits / 2 + 11)),
+        40 => Some((4 << 30) - 1),
+        _ => None,
     }
 }
 
@@ -256,7 +297,10 @@ mod tests {
         // Concatenated gzip members are one stream.
         let two = [gzip(first), gzip(second)].concat();
         let squeezed = zstd::stream::encode_all(&plain[..], 3).unwrap();
-        for source in [plain.clone(), gzip(&plain), two, squeezed] {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::default());
+        encoder.write_all(&plain).unwrap();
+        let bzip2 = encoder.finish().unwrap();
+        for source in [plain.clone(), gzip(&plain), two, squeezed, bzip2] {
             let mut out = Vec::new();
             let copied = copy(&mut &source[..], Hashing::Always, &mut out).unwrap();
             assert!(out == plain);
@@ -273,9 +317,47 @@ mod tests {
             copy(&mut &odd[..], Hashing::Always, &mut out).unwrap();
             assert_eq!(out, odd);
         }
+    }
+
+    #[test]
+    fn xz_streams_are_inflated_in_little_memory() {
+        use base64::Engine as _;
+        // `knarr`, a thousand lines of it, by `xz -0`, `-6` and `-9`.
+        let stream = |middle: &str, rest: &str| {
+            let text = format!("/Td6WFoAAATm1rRGAgAhA{middle}4BdvACddADWbiEh{rest}");
+            base64::engine::general_purpose::STANDARD
+                .decode(text)
+                .unwrap()
+        };
+        let rest = "QOwBXND32d8wtX9CGQJHWkMB95cu9SV14f0qJ3PsEqUbkAAAAstFa6UdPYYUAAUPwLgAAAE8kQEKxxGf7AgAAAAAEWVo=";
+        let small = stream(
+            "QwAAACPmEGc",
+            "GIeM9cF/NDhOUnJm9j+hjUSZBKFw2stgujZvIAvjtb72DLAAAstFa6UdPYYUAAUPwLgAAAE8kQEKxxGf7AgAAAAAEWVo=",
+        );
+        let (usual, large) = (stream("RYAAAB0L+Wj", rest), stream("RwAAAAQz1jM", rest));
+        let plain = b"knarr\n".repeat(1000);
+        let two = [usual.clone(), small.clone()].concat();
+        for (source, expected) in [(&small, &plain), (&usual, &plain), (&two, &plain.repeat(2))] {
+            let mut out = Vec::new();
+            let copied = copy(&mut &source[..], Hashing::Always, &mut out).unwrap();
+            assert!(out == *expected);
+            assert_eq!(copied.digest, Some(Hasher::digest(source)));
+        }
+        // Cut anywhere, or with a byte changed, it is an error.
+        for end in 7..usual.len() {
+            let cut = &usual[..end];
+            assert!(
+                copy(&mut &cut[..], Hashing::Never, &mut io::sink()).is_err(),
+                "{end}"
+            );
+        }
+        let mut changed = usual.clone();
+        changed[60] ^= 1;
+        assert!(copy(&mut &changed[..], Hashing::Never, &mut io::sink()).is_err());
+        let refused = copy(&mut &large[..], Hashing::Never, &mut io::sink());
         assert!(matches!(
-            copy(&mut &b"\xfd7zXZ\0..."[..], Hashing::Never, &mut io::sink()),
-            Err(Failure::Source(e)) if e.to_string().contains("xz")
+            refused,
+            Err(Failure::Source(e) | Failure::Stream(e, _)) if e.to_string().contains("64 MiB")
         ));
     }
 }
