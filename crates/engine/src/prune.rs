@@ -86,13 +86,21 @@ impl Engine {
         let all = take_dangling(&mut filters)?.map_or(all, |dangling| !dangling);
         let filter = PruneFilter::parse(&filters)?;
         let mut pruned = Pruned::default();
-        for listed in self.images().list()?.images {
+        let images = self.images().list()?.images;
+        // A damaged one counts nothing.
+        let sizes: BTreeMap<LayerId, u64> = images
+            .iter()
+            .flat_map(|listed| &listed.image.layers)
+            .filter_map(|id| Some((*id, self.images().layers().load(id).ok()?.size)))
+            .collect();
+        // What is of a whole index goes with the index.
+        for listed in images.into_iter().filter(|listed| !listed.is_part) {
             let labels = listed.image.config.config.labels.clone();
             let created = listed.image.config.created.as_deref();
             let wanted = (all || listed.tags.is_empty())
                 && filter.matches(&labels.unwrap_or_default(), created.and_then(time::parse));
             if wanted {
-                self.prune_image(&listed, &mut pruned)?;
+                self.prune_image(&listed, &sizes, &mut pruned)?;
             }
         }
         // What killed calls left goes along.
@@ -100,14 +108,12 @@ impl Engine {
         Ok(pruned)
     }
 
-    fn prune_image(&self, listed: &Listed, pruned: &mut Pruned) -> Result<()> {
-        let sizes: BTreeMap<LayerId, u64> = listed
-            .image
-            .layers
-            .iter()
-            // A damaged one counts nothing.
-            .filter_map(|id| Some((*id, self.images().layers().load(id).ok()?.size)))
-            .collect();
+    fn prune_image(
+        &self,
+        listed: &Listed,
+        sizes: &BTreeMap<LayerId, u64>,
+        pruned: &mut Pruned,
+    ) -> Result<()> {
         // Used by a container: it keeps its names too.
         if !self.image_users(listed.image.id).is_empty() {
             return Ok(());

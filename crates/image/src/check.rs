@@ -212,6 +212,17 @@ impl Store {
                 owners.entry(digest).or_default().push(image);
             }
         }
+        let mut of_indexes: BTreeSet<Digest> = BTreeSet::new();
+        let all = self.names.all()?;
+        for (name, index) in &all.indexes {
+            let id = all.names.get(name);
+            if let Some(image) = images.iter().find(|image| Some(&image.id) == id) {
+                for digest in self.parts(*index)?.needed {
+                    owners.entry(digest).or_default().push(image);
+                    of_indexes.insert(digest);
+                }
+            }
+        }
         let here: BTreeSet<Digest> = self.blobs.list()?.into_iter().collect();
         let needed: BTreeSet<Digest> = owners.keys().copied().collect();
         for digest in here.union(&needed) {
@@ -240,7 +251,11 @@ impl Store {
                     // Sets it aside where its bytes are wrong.
                     self.blobs.verify(*digest).ok();
                     failpoint!("check.set-aside");
-                    self.repair_blob(*digest, owners, options, progress)
+                    let options = PullOptions {
+                        all_platforms: of_indexes.contains(digest),
+                        ..options.clone()
+                    };
+                    self.repair_blob(*digest, owners, &options, progress)
                 }
             };
             checked.findings.push(Finding {

@@ -42,6 +42,8 @@ struct Needed {
     /// Manifests whose layers' blobs are not among `objects` yet.
     manifests: HashSet<Digest>,
     read: HashMap<ImageId, Stamp>,
+    /// The whole indexes whose parts are among `objects`.
+    indexes: HashSet<Digest>,
 }
 
 impl Store {
@@ -60,6 +62,13 @@ impl Store {
                 }
                 Ok(None) => {}
                 Err(_) => references.unsure = true,
+            }
+        }
+        let all = self.names.all()?;
+        for (name, index) in &all.indexes {
+            if let Some(id) = all.names.get(name) {
+                let blobs = self.parts(*index)?.blobs().collect();
+                references.images.push((*id, blobs, Vec::new()));
             }
         }
         Ok(references)
@@ -130,6 +139,13 @@ impl Store {
             for manifest in std::mem::take(&mut needed.manifests) {
                 let blobs = self.blobs_in(manifest).into_iter().map(Object::Blob);
                 needed.objects.extend(blobs);
+            }
+            // And what whole indexes need, which the names hold together.
+            for index in self.names.all()?.indexes.into_values() {
+                if needed.indexes.insert(index) {
+                    let blobs = self.parts(index)?;
+                    needed.objects.extend(blobs.blobs().map(Object::Blob));
+                }
             }
         }
         for (object, _lock) in locked {

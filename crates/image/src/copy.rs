@@ -21,12 +21,12 @@ use knarr_spec::{Digest, Platform};
 
 pub use location::{Location, LocationError};
 
+use crate::trust::Gate;
+use crate::whole::{DEPTH, too_deep};
 use crate::{Error, Event, LayerState, Progress, Result, Store, select};
 use sink::Sink;
 use source::Source;
 
-/// How deep indexes may be nested.
-const DEPTH: usize = 4;
 /// How many blobs are copied at a time, where the destination takes several.
 const WORKERS: usize = 4;
 
@@ -107,16 +107,24 @@ impl Store {
         options: &CopyOptions,
         progress: &dyn Progress,
     ) -> Result<Digest> {
-        let source = Source::open(self, from, options)?;
         let name = from.to_string();
+        let gate = match from.place()? {
+            None => None,
+            Some(place) => Some(self.trust.gate(&name, place, options.from.etc.as_deref())?),
+        };
+        let source = Source::open(self, from, options)?;
         let mut top = source.top()?;
+        let whole = top.digest();
         if let Document::Index(_) = top.document
             && !options.all
         {
             top = one_image(&source, &name, top, options.platform.as_ref())?;
         }
+        if let Some(gate) = &gate {
+            admit(gate, &source, &name, &top, whole, DEPTH)?;
+        }
         if let Location::Store(target) = to {
-            return self.copy_in(&source, &name, top, target, options, progress);
+            return self.copy_in(&source, &name, &top, target, options, progress);
         }
         let sink = Sink::open(self, to, options)?;
         let mut seen = BTreeSet::new();
@@ -124,6 +132,34 @@ impl Store {
         sink.finish(&top)?;
         Ok(top.digest())
     }
+}
+
+/// Checks everything that is to be copied before any of it is: an image by its signature or that of
+/// the index `whole` that it was found in.
+fn admit(
+    gate: &Gate,
+    source: &Source<'_>,
+    name: &str,
+    top: &Top,
+    whole: Digest,
+    depth: usize,
+) -> Result<()> {
+    let session = source.session()?;
+    let session = session.as_ref();
+    let Document::Index(index) = &top.document else {
+        return gate.check(session, &[top.digest(), whole]);
+    };
+    if gate.check(session, &[whole]).is_ok() {
+        return Ok(());
+    }
+    if depth == 0 {
+        return Err(too_deep(name));
+    }
+    for entry in &index.manifests {
+        let below = fetch(source, name, entry)?;
+        admit(gate, source, name, &below, below.digest(), depth - 1)?;
+    }
+    Ok(())
 }
 
 /// Follows indexes down to the image of one platform.
@@ -144,13 +180,6 @@ fn one_image(
         current = fetch(source, name, &descriptor)?;
     }
     Err(too_deep(name))
-}
-
-fn too_deep(name: &str) -> Error {
-    Error::NotAnImage {
-        name: name.to_owned(),
-        what: "its indexes are nested too deeply".to_owned(),
-    }
 }
 
 /// A manifest or index that another one names.

@@ -89,6 +89,38 @@ pub enum Error {
         /// What it is instead.
         what: String,
     },
+    /// A file that says which images are trusted cannot be used.
+    #[error("the policy file {} cannot be used: {why}", path.display())]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// Where it is wrong.
+        why: String,
+    },
+    /// The policy does not accept an image.
+    #[error("image {name} is refused by {} ({scope}): {why}", policy.display())]
+    Untrusted {
+        /// The image.
+        name: String,
+        /// The policy's file.
+        policy: PathBuf,
+        /// Its scope that counts: `docker: reg.io/team`, `default`.
+        scope: String,
+        /// Why.
+        why: String,
+        /// What helps.
+        hint: Option<&'static str>,
+    },
+    /// Something of a whole index was removed.
+    #[error(
+        "{name} is not whole any more: manifest {lacks} of its index, or the image, is not here"
+    )]
+    NotWhole {
+        /// What the index is called.
+        name: String,
+        /// What it names.
+        lacks: Digest,
+    },
     /// Manifest and configuration disagree.
     #[error("the manifest of {name} lists {layers} layers but its configuration {diff_ids}")]
     LayerCount {
@@ -356,6 +388,7 @@ impl Explain for Error {
             | Self::ListNotFound { .. }
             | Self::NotItsName { .. }
             | Self::NoPlatform { .. }
+            | Self::NotWhole { .. }
             | Self::Platform { .. } => Class::NotFound,
             Self::Ambiguous { .. }
             | Self::Name { .. }
@@ -363,9 +396,11 @@ impl Explain for Error {
             | Self::PushByDigest { .. }
             | Self::NotAnImage { .. }
             | Self::NotAnArchive { .. }
+            | Self::Policy { .. }
             | Self::ListEntry { .. }
             | Self::ListOfLists { .. }
             | Self::Change { .. } => Class::Invalid,
+            Self::Untrusted { .. } => Class::Denied,
             Self::ListExists { .. } => Class::Exists,
             Self::Conflict { .. } | Self::LayerGone { .. } => Class::Busy,
             Self::LayerCount { .. }
@@ -400,6 +435,9 @@ impl Explain for Error {
             Self::Conflict { .. } => "image-in-use",
             Self::Platform { .. } | Self::NoPlatform { .. } => "platform-not-found",
             Self::NotAnImage { .. } => "not-an-image",
+            Self::NotWhole { .. } => "index-not-whole",
+            Self::Policy { .. } => "policy-invalid",
+            Self::Untrusted { .. } => "image-untrusted",
             Self::LayerCount { .. } | Self::Manifest { .. } => "manifest-invalid",
             Self::Config { .. } => "image-config-invalid",
             Self::LayerStream { .. } => "layer-stream-damaged",
@@ -460,6 +498,11 @@ impl Explain for Error {
                 id.short()
             )),
             Self::NameFile { name, .. } => Some(format!("`knarr rmi {name}` removes the name")),
+            Self::Untrusted { hint, .. } => hint.map(str::to_owned),
+            Self::Policy { .. } => Some("containers-policy.json(5) says what may be in it".to_owned()),
+            Self::NotWhole { name, .. } => Some(format!(
+                "`knarr pull --all-platforms {name}` brings it again; --platform takes one image"
+            )),
             Self::LayerGone { .. } => Some("try again".to_owned()),
             Self::Layer { cause, .. } | Self::LayerStore(cause) => cause.hint(),
             Self::ListNotFound { name } => {

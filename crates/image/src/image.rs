@@ -72,6 +72,9 @@ pub struct Listed {
     pub tags: Vec<Reference>,
     /// Names with a digest, sorted (`RepoDigests`).
     pub digests: Vec<Reference>,
+    /// Whether it has no tag of its own, but is of a whole index that has one: it is not dangling,
+    /// and goes with the index.
+    pub is_part: bool,
 }
 
 /// A container that uses an image, as the engine tells it to [`crate::Store::remove`].

@@ -3,7 +3,7 @@
 //! Owns, below the data root:
 //!
 //! ```text
-//! refs/<registry>/<repo…>/_tags/<tag>        one image id, like a git ref
+//! refs/<registry>/<repo…>/_tags/<tag>        one image id, like a git ref; the whole index that it is of
 //!                         _digests/<hex>     one image id: the digest a registry has for it
 //! images/<hex of the image id>/image.json    manifest digest, layer ids, the configuration (versioned)
 //!                              lock          flock: shared by who uses the image, exclusive to remove it
@@ -28,6 +28,9 @@
 //! Layers come in all at once, each in threads of its own, and are published from the bottom up;
 //! every thread is joined before a call returns. Who brings an image holds shared locks on its layers
 //! and blobs until it is published, so that a collection at the same time leaves them.
+//!
+//! A whole index (`--all-platforms`) is its blobs and a second line in the files of its names; each of
+//! its images is an image of its own.
 //!
 //! It never mounts a layer, never runs anything, and prints nothing: it tells a [`Progress`].
 
@@ -59,6 +62,9 @@ mod save;
 mod select;
 mod store;
 mod travelled;
+mod trust;
+mod whole;
+mod yaml;
 
 pub use check::{Checked, Finding, Outcome};
 pub use collect::References;

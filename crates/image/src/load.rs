@@ -1,6 +1,8 @@
 //! From an archive: docker-archive, oci-archive, or the folder of an OCI layout.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
 
@@ -14,7 +16,8 @@ use serde::Deserialize;
 use crate::archive::{Archive, not_an_archive};
 use crate::assemble::{Brought, Provider, Take, Wanted};
 use crate::store::NewImage;
-use crate::{Error, Event, Loaded, Progress, Result, Source, Store, select};
+use crate::trust::policy::Place;
+use crate::{Error, Event, ImageId, Loaded, Progress, Result, Source, Store, select};
 
 /// What a docker-archive's manifest.json lists. Nobody documents it; moby, image/tarexport.
 #[derive(Deserialize)]
@@ -39,7 +42,7 @@ pub(crate) struct Found {
 }
 
 impl Store {
-    /// `load`: docker-archive, oci-archive or the folder of an OCI layout; gzip, zstd or plain.
+    /// `load`: docker-archive, oci-archive or the folder of an OCI layout; compressed or plain.
     /// `platform` picks from multi-platform indexes. Each image that is in the store is told as
     /// [`Event::Loaded`] at once, and stays when a later one fails.
     ///
@@ -54,6 +57,42 @@ impl Store {
         self.or_collect(|| self.load_all(source, platform, progress))
     }
 
+    /// [`load`](Self::load), and what the archive has of a multi-platform index whole, with the
+    /// images of all platforms. Docker's archives have none.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_whole(&self, source: Source<'_>, progress: &dyn Progress) -> Result<Vec<Loaded>> {
+        self.or_collect(|| {
+            self.layers.sweep()?;
+            let place = place(&source);
+            let archive = Archive::open(source, || Ok(self.blobs.scratch()?))?;
+            self.admit(&archive, place)?;
+            // Docker writes both, but only the layout has indexes.
+            let Some(bytes) = archive.read("index.json", DOCUMENT_LIMIT)? else {
+                return self.load_archive(&archive, None, progress);
+            };
+            let archive = Arc::new(archive);
+            let mut loaded = Vec::new();
+            for (name, group) in entries(&archive, &bytes)? {
+                let names = names_of(name.as_deref());
+                let label = label(&archive, name.as_deref(), &names);
+                let image = match group.as_slice() {
+                    [entry] => self.load_index(&archive, &label, entry, &names, progress)?,
+                    _ => None,
+                };
+                loaded.push(match image {
+                    Some(image) => self.loaded(image.id, names, progress),
+                    None => {
+                        let found = oci_image(&archive, name, group, None)?;
+                        self.load_image(&archive, &found, None, progress)?
+                    }
+                });
+            }
+            Ok(loaded)
+        })
+    }
+
     fn load_all(
         &self,
         source: Source<'_>,
@@ -61,23 +100,52 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>> {
         self.layers.sweep()?;
+        let place = place(&source);
         let archive = Archive::open(source, || Ok(self.blobs.scratch()?))?;
+        self.admit(&archive, place)?;
+        self.load_archive(&archive, platform, progress)
+    }
+
+    /// Asks the policy. No archive has signatures, so it is all accepted or all refused.
+    fn admit(&self, archive: &Archive, path: Option<PathBuf>) -> Result<()> {
+        let is_docker = archive.find("manifest.json")?.is_some();
+        let place = match (is_docker, path) {
+            (true, _) => Place::Transport("docker-archive"),
+            (false, Some(path)) if path.is_dir() => Place::Path("oci", path),
+            (false, Some(path)) => Place::Path("oci-archive", path),
+            (false, None) => Place::Transport("oci-archive"),
+        };
+        let gate = self.trust.gate(&archive.label, place, None)?;
+        gate.check(None, &[])
+    }
+
+    fn load_archive(
+        &self,
+        archive: &Archive,
+        platform: Option<&Platform>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>> {
         let images = if let Some(bytes) = archive.read("manifest.json", DOCUMENT_LIMIT)? {
-            docker_archive(&archive, &bytes)?
+            docker_archive(archive, &bytes)?
         } else if let Some(bytes) = archive.read("index.json", DOCUMENT_LIMIT)? {
-            oci_layout(&archive, &bytes, platform)?
+            oci_layout(archive, &bytes, platform)?
         } else {
             return Err(not_an_archive(&archive.label));
         };
         let mut loaded = Vec::new();
         for image in images {
-            let image = self.load_image(&archive, &image, platform, progress)?;
-            progress.event(&Event::Loaded(image.clone()));
-            let name = image.names.first().map(Reference::familiar);
-            self.announce.image("load", image.id, name);
-            loaded.push(image);
+            loaded.push(self.load_image(archive, &image, platform, progress)?);
         }
         Ok(loaded)
+    }
+
+    /// Tells of an image that is in.
+    fn loaded(&self, id: ImageId, names: Vec<Reference>, progress: &dyn Progress) -> Loaded {
+        let loaded = Loaded { id, names };
+        progress.event(&Event::Loaded(loaded.clone()));
+        let name = loaded.names.first().map(Reference::familiar);
+        self.announce.image("load", id, name);
+        loaded
     }
 
     fn load_image(
@@ -102,11 +170,17 @@ impl Store {
             config: &found.config,
             assembled: &assembled,
             names: &found.names,
+            index: None,
         })?;
-        Ok(Loaded {
-            id: stored.image.id,
-            names: found.names.clone(),
-        })
+        Ok(self.loaded(stored.image.id, found.names.clone(), progress))
+    }
+}
+
+/// Where a source is, as policies see it.
+fn place(source: &Source<'_>) -> Option<PathBuf> {
+    match source {
+        Source::Path(path) => std::fs::canonicalize(path).ok(),
+        Source::File(_) | Source::Stream(_) => None,
     }
 }
 
@@ -212,6 +286,14 @@ pub(crate) fn plain_manifest(
 }
 
 fn oci_layout(archive: &Archive, bytes: &[u8], platform: Option<&Platform>) -> Result<Vec<Found>> {
+    entries(archive, bytes)?
+        .into_iter()
+        .map(|(name, group)| oci_image(archive, name, group, platform))
+        .collect()
+}
+
+/// The entries of a layout's index by name: those of one name are one image for several platforms.
+fn entries(archive: &Archive, bytes: &[u8]) -> Result<Vec<(Option<String>, Vec<Descriptor>)>> {
     let document = Document::parse(bytes, media_type::OCI_INDEX);
     let index = match document {
         Ok(Document::Index(index)) => index,
@@ -225,7 +307,6 @@ fn oci_layout(archive: &Archive, bytes: &[u8], platform: Option<&Platform>) -> R
             });
         }
     };
-    // Entries of one name are one image for several platforms.
     let mut groups: Vec<(Option<String>, Vec<Descriptor>)> = Vec::new();
     for descriptor in index.manifests {
         let name = name_of(&descriptor);
@@ -234,10 +315,24 @@ fn oci_layout(archive: &Archive, bytes: &[u8], platform: Option<&Platform>) -> R
             None => groups.push((name, vec![descriptor])),
         }
     }
-    groups
-        .into_iter()
-        .map(|(name, group)| oci_image(archive, name, group, platform))
+    Ok(groups)
+}
+
+/// The references in what an entry is called: a tag alone (`latest`) names no repository.
+fn names_of(name: Option<&str>) -> Vec<Reference> {
+    name.into_iter()
+        .filter(|name| name.contains([':', '/']))
+        .filter_map(|name| name.parse().ok())
         .collect()
+}
+
+/// What messages call an entry.
+fn label(archive: &Archive, name: Option<&str>, names: &[Reference]) -> String {
+    match (names.first(), name) {
+        (Some(reference), _) => reference.familiar(),
+        (None, Some(name)) => name.to_owned(),
+        (None, None) => archive.label.clone(),
+    }
 }
 
 /// What an entry of index.json is called: containerd's annotation, else OCI's.
@@ -253,16 +348,8 @@ fn oci_image(
     group: Vec<Descriptor>,
     platform: Option<&Platform>,
 ) -> Result<Found> {
-    // A tag alone (`latest`) names no repository.
-    let names: Vec<Reference> = name
-        .iter()
-        .filter(|name| name.contains([':', '/']))
-        .filter_map(|name| name.parse().ok())
-        .collect();
-    let label = names.first().map_or_else(
-        || name.unwrap_or_else(|| archive.label.clone()),
-        Reference::familiar,
-    );
+    let names = names_of(name.as_deref());
+    let label = label(archive, name.as_deref(), &names);
     let host = Platform::host();
     let index = Index {
         schema_version: 2,

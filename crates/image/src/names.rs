@@ -1,18 +1,23 @@
 //! Names of images: `refs/<registry>/<repository…>/{_tags/<tag>,_digests/<hex>}`, each a file that
 //! holds one image id, like a git ref. No part of a repository starts with `_`, so the two folders
 //! cannot be mistaken for one.
+//!
+//! A name that means a whole index says so in a second line, `index sha256:…`: the first one is
+//! the image of it that is meant where no platform is asked for.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use knarr_fs::{Durability, Lock, failpoint};
-use knarr_spec::Reference;
+use knarr_spec::{Digest, Reference};
 
 use crate::{Error, ImageId, Result};
 
 const TAGS: &str = "_tags";
 const DIGESTS: &str = "_digests";
+/// What the second line starts with.
+const INDEX: &str = "index ";
 
 /// The folder `refs/`.
 #[derive(Debug, Clone)]
@@ -20,10 +25,43 @@ pub(crate) struct Names {
     root: PathBuf,
 }
 
+/// What a name means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meaning {
+    pub(crate) image: ImageId,
+    /// The index that the image is of, where the whole of it was brought.
+    pub(crate) index: Option<Digest>,
+}
+
+impl Meaning {
+    pub(crate) fn of(image: ImageId, index: Option<Digest>) -> Self {
+        Self { image, index }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let image = lines.next()?.parse().ok()?;
+        let index = match lines.next() {
+            None => None,
+            Some(line) => Some(line.strip_prefix(INDEX)?.parse().ok()?),
+        };
+        lines.next().is_none().then_some(Self { image, index })
+    }
+
+    fn text(&self) -> String {
+        match self.index {
+            None => format!("{}\n", self.image),
+            Some(index) => format!("{}\n{INDEX}{index}\n", self.image),
+        }
+    }
+}
+
 /// Every name with its image, and the files that hold none.
 #[derive(Debug, Default)]
 pub(crate) struct AllNames {
     pub(crate) names: BTreeMap<Reference, ImageId>,
+    /// The names that mean whole indexes.
+    pub(crate) indexes: BTreeMap<Reference, Digest>,
     pub(crate) damaged: Vec<Error>,
 }
 
@@ -52,11 +90,16 @@ impl Names {
 
     /// The image of a name with a digest, else a tag.
     pub(crate) fn read(&self, name: &Reference) -> Result<Option<ImageId>> {
+        Ok(self.meaning(name)?.map(|meaning| meaning.image))
+    }
+
+    /// What a name means: its image, and its index where that is here.
+    pub(crate) fn meaning(&self, name: &Reference) -> Result<Option<Meaning>> {
         let path = self.path(name);
         match knarr_fs::read_to_string(&path) {
-            Ok(text) => match text.trim_end().parse() {
-                Ok(id) => Ok(Some(id)),
-                Err(_) => Err(Error::NameFile {
+            Ok(text) => match Meaning::parse(&text) {
+                Some(meaning) => Ok(Some(meaning)),
+                None => Err(Error::NameFile {
                     name: name.familiar(),
                     path,
                 }),
@@ -66,17 +109,17 @@ impl Names {
         }
     }
 
-    /// Gives `id` the name, durably, away from whatever had it.
-    pub(crate) fn write(&self, _lock: &Lock, name: &Reference, id: ImageId) -> Result<()> {
+    /// Gives something the name, durably, away from whatever had it.
+    pub(crate) fn write(&self, _lock: &Lock, name: &Reference, meaning: Meaning) -> Result<()> {
         let path = self.path(name);
-        if matches!(self.read(name), Ok(Some(had)) if had == id) {
+        if matches!(self.meaning(name), Ok(Some(had)) if had == meaning) {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
             knarr_fs::create_dir_all_durable(folder)?;
         }
         failpoint!("image.naming");
-        knarr_fs::write_atomic(&path, format!("{id}\n").as_bytes(), Durability::Durable)?;
+        knarr_fs::write_atomic(&path, meaning.text().as_bytes(), Durability::Durable)?;
         failpoint!("image.named");
         Ok(())
     }
@@ -135,9 +178,12 @@ impl Names {
                     all.damaged.push(damaged());
                     continue;
                 };
-                match self.read(&reference) {
-                    Ok(Some(id)) => {
-                        all.names.insert(reference, id);
+                match self.meaning(&reference) {
+                    Ok(Some(meaning)) => {
+                        if let Some(index) = meaning.index {
+                            all.indexes.insert(reference.clone(), index);
+                        }
+                        all.names.insert(reference, meaning.image);
                     }
                     // Gone meanwhile.
                     Ok(None) => {}
@@ -167,4 +213,34 @@ fn names_in(folder: &Path) -> Result<Vec<OsString>> {
 
 fn is_not_dir(error: &knarr_fs::Error) -> bool {
     error.errno() == Some(rustix::io::Errno::NOTDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_names_file_is_golden_and_strict() {
+        let (image, index) = ("a".repeat(64), "b".repeat(64));
+        let of = |hex: &str| Digest::from_hex(hex).unwrap();
+        let one = Meaning::of(of(&image).into(), None);
+        assert_eq!(one.text(), format!("sha256:{image}\n"));
+        let whole = Meaning::of(of(&image).into(), Some(of(&index)));
+        assert_eq!(
+            whole.text(),
+            format!("sha256:{image}\nindex sha256:{index}\n")
+        );
+        for meaning in [one, whole] {
+            assert_eq!(Meaning::parse(&meaning.text()), Some(meaning));
+        }
+        for wrong in [
+            String::new(),
+            "x\n".to_owned(),
+            format!("sha256:{image}\nsha256:{index}\n"),
+            format!("sha256:{image}\nindex\n"),
+            format!("{}more\n", whole.text()),
+        ] {
+            assert_eq!(Meaning::parse(&wrong), None, "{wrong:?}");
+        }
+    }
 }

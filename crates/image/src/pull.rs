@@ -1,6 +1,5 @@
 //! From a registry.
 
-use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +7,8 @@ use std::thread;
 
 use knarr_diag::{Class, Explain as _};
 use knarr_distribution::{Client, Fetched, Session};
-use knarr_fs::failpoint;
-use knarr_spec::image::{Descriptor, Manifest, media_type};
+use knarr_fs::{Lock, failpoint};
+use knarr_spec::image::{Descriptor, Index, Manifest};
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 use knarr_spec::{Digest, Platform, Reference};
 
@@ -17,12 +16,13 @@ use crate::assemble::{Brought, Provider, Take, Wanted};
 use crate::fetch::{CONNECTIONS, Fetcher};
 use crate::partial::Partial;
 use crate::store::{NewImage, Stored};
+use crate::trust::Gate;
+use crate::trust::policy::Place;
+use crate::whole::{self, Part};
 use crate::{Error, Event, Progress, PullOptions, Pulled, Result, Store, select};
 
 /// Layers that are inflated at a time.
 const LAYERS: usize = 6;
-/// How deep indexes may be nested.
-const DEPTH: usize = 4;
 
 /// One pull.
 struct Pull<'a> {
@@ -91,6 +91,9 @@ impl Store {
 
 impl Pull<'_> {
     fn run(&self) -> Result<Pulled> {
+        let place = Place::Registry(self.reference.clone());
+        let etc = self.options.registry.etc.as_deref();
+        let gate = self.store.trust.gate(&self.name, place, etc)?;
         let session = self.client.session().map_err(|e| self.failed(e))?;
         self.progress.event(&Event::Pulling(self.reference.clone()));
         let top = session
@@ -103,78 +106,94 @@ impl Pull<'_> {
         }
         names.push(self.reference.with_digest(digest));
         let platform = self.options.platform.as_ref();
-        if self.options.all_platforms {
-            self.others(&session, &top)?;
-        }
-        let chosen = select::choose(&self.name, platform, (top.bytes, top.document), |d| {
-            let fetched = self.manifest(&session, d)?;
-            Ok((fetched.bytes, fetched.document))
-        })?;
-        let stored = self.image(session, &chosen.manifest, &chosen.bytes, platform, &names)?;
+        let (image, newer) = match &top.document {
+            Document::Index(index) if self.options.all_platforms => {
+                let _holds = self.whole(&session, &gate, &top, index)?;
+                let store = self.store;
+                store.name_index(&self.name, digest, platform, &names)?
+            }
+            _ => {
+                // What is whole here stays so while the registry has the same.
+                let known = self.store.names.meaning(self.reference)?;
+                let index = known.and_then(|known| known.index);
+                let index = index.filter(|index| *index == digest);
+                let chosen =
+                    select::choose(&self.name, platform, (top.bytes, top.document), |d| {
+                        let fetched = self.manifest(&session, d)?;
+                        Ok((fetched.bytes, fetched.document))
+                    })?;
+                let own = knarr_cas::Hasher::digest(&chosen.bytes);
+                gate.check(Some(&session), &[own, digest])?;
+                let (manifest, bytes) = (&chosen.manifest, &chosen.bytes);
+                let stored = self.image(session, manifest, bytes, platform, &names, index)?;
+                (stored.image, stored.newer)
+            }
+        };
         self.progress.event(&Event::Resolved(digest));
         self.store.announce.name("pull", self.reference);
         Ok(Pulled {
-            image: stored.image,
+            image,
             digest,
-            newer: stored.newer,
+            newer,
         })
     }
 
-    /// `--all-platforms`: every image of an index, each under its own digest.
-    fn others(&self, session: &Session<'_>, top: &Fetched) -> Result<()> {
-        let mut found = Vec::new();
-        self.flatten(
-            session,
-            &top.document,
-            DEPTH,
-            &mut HashSet::new(),
-            &mut found,
-        )?;
-        for descriptor in found {
-            let fetched = self.manifest(session, &descriptor)?;
-            let Document::Manifest(manifest) = &fetched.document else {
-                continue;
-            };
-            let names = [self.reference.with_digest(descriptor.digest)];
-            let own = self.client.session().map_err(|e| self.failed(e))?;
-            self.image(own, manifest, &fetched.bytes, None, &names)?;
-        }
-        Ok(())
-    }
-
-    /// The images of an index and of the indexes in it, each once.
-    fn flatten(
+    /// `--all-platforms`: everything that an index names, and it itself. The blobs stay while what
+    /// is given lives, until they are named.
+    fn whole(
         &self,
         session: &Session<'_>,
-        document: &Document,
-        depth: usize,
-        seen: &mut HashSet<Digest>,
-        found: &mut Vec<Descriptor>,
-    ) -> Result<()> {
-        let Document::Index(index) = document else {
-            return Ok(());
+        gate: &Gate,
+        top: &Fetched,
+        index: &Index,
+    ) -> Result<Vec<Lock>> {
+        let mut holds = Vec::new();
+        // What is signed as a whole is asked about once.
+        let allowed = |own| gate.check(Some(session), &[top.digest, own]);
+        let blobs = &self.store.blobs;
+        let mut fetch = |entry: &Descriptor| match self.manifest(session, entry) {
+            Ok(fetched) => Ok(Some((fetched.bytes, fetched.document))),
+            // What is about an image may be left out; an image may not.
+            Err(error) if error.class() == Class::NotFound && !select::is_image(entry) => Ok(None),
+            Err(error) => Err(error),
         };
-        if depth == 0 {
-            return Err(Error::NotAnImage {
-                name: self.name.clone(),
-                what: "its indexes are nested too deeply".to_owned(),
-            });
-        }
-        for descriptor in index.manifests.iter().filter(|d| select::is_image(d)) {
-            if !seen.insert(descriptor.digest) {
-                continue;
+        whole::walk(&self.name, (&top.bytes, index), &mut fetch, &mut |part| {
+            match part {
+                Part::Index(bytes) => holds.push(blobs.put_and_hold(bytes)?.1),
+                Part::Image(digest, manifest, bytes) => {
+                    allowed(digest)?;
+                    let names = [self.reference.with_digest(digest)];
+                    let own = self.client.session().map_err(|e| self.failed(e))?;
+                    self.image(own, manifest, bytes, None, &names, None)?;
+                    // Another manifest of the same image may take its place in the record.
+                    holds.extend(blobs.hold(digest)?);
+                }
+                Part::Other(manifest, bytes) => {
+                    allowed(knarr_cas::Hasher::digest(bytes))?;
+                    for blob in whole::blobs_of(manifest) {
+                        holds.push(self.blob(session, blob)?);
+                    }
+                    holds.push(blobs.put_and_hold(bytes)?.1);
+                }
             }
-            if matches!(
-                descriptor.media_type.as_str(),
-                media_type::OCI_INDEX | media_type::DOCKER_LIST
-            ) {
-                let nested = self.manifest(session, descriptor)?;
-                self.flatten(session, &nested.document, depth - 1, seen, found)?;
-            } else {
-                found.push(descriptor.clone());
-            }
+            Ok(())
+        })?;
+        Ok(holds)
+    }
+
+    /// A blob as it is, held.
+    fn blob(&self, session: &Session<'_>, descriptor: &Descriptor) -> Result<Lock> {
+        let blobs = &self.store.blobs;
+        if let Some(hold) = blobs.hold(descriptor.digest)? {
+            return Ok(hold);
         }
-        Ok(())
+        let failed = |e| self.failed(e);
+        let mut blob = session.blob(self.reference, descriptor).map_err(failed)?;
+        let mut writer = blobs.writer()?;
+        while let Some(piece) = blob.chunk().map_err(failed)? {
+            writer.write(&piece)?;
+        }
+        Ok(writer.commit(Some(descriptor.digest))?.1)
     }
 
     fn manifest(&self, session: &Session<'_>, descriptor: &Descriptor) -> Result<Fetched> {
@@ -191,6 +210,7 @@ impl Pull<'_> {
         bytes: &[u8],
         platform: Option<&Platform>,
         names: &[Reference],
+        index: Option<Digest>,
     ) -> Result<Stored> {
         let store = self.store;
         let config_bytes = match store.blobs.read(manifest.config.digest, DOCUMENT_LIMIT) {
@@ -231,6 +251,7 @@ impl Pull<'_> {
             config: &config_bytes,
             assembled: &assembled,
             names,
+            index,
         })
     }
 

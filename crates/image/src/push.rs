@@ -7,15 +7,18 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, available_parallelism};
 
 use knarr_cas::Hasher;
-use knarr_distribution::{Client, Session};
+use knarr_distribution::{Client, Open, Session};
 use knarr_spec::image::{Descriptor, Manifest, media_type};
 use knarr_spec::manifest::Document;
-use knarr_spec::{Digest, Reference};
+use knarr_spec::{Digest, Platform, Reference};
 use serde_json::Value;
 
 use crate::compress::{Compression, Kind, Pool};
+use crate::copy::Top;
+use crate::names::Meaning;
 use crate::travelled::Travelled;
-use crate::{Error, Event, Image, LayerId, LayerState, Progress, Result, Store};
+use crate::whole::{self, Export};
+use crate::{Error, Event, Hold, Image, LayerId, LayerState, Progress, Result, Store};
 
 /// Layers that are sent at a time.
 const LAYERS: usize = 4;
@@ -28,6 +31,8 @@ pub struct PushOptions {
     /// How layers are compressed that the registry lacks and that are not here compressed. Where it
     /// is not said, what the registry has in any other form will do.
     pub compression: Option<Compression>,
+    /// One image of a whole index; the whole of it by default.
+    pub platform: Option<Platform>,
     /// Credentials, certificates, plain http: how registries are reached.
     pub registry: knarr_distribution::Settings,
 }
@@ -85,11 +90,15 @@ impl Store {
             });
         }
         let name = reference.familiar();
-        let (image, _hold) = self.resolve_and_hold(&name)?;
+        let (image, _hold) = self.resolve_platform(&name, options.platform.as_ref())?;
+        let index = match options.platform {
+            None => self.index_of(&name)?,
+            Some(_) => None,
+        };
         let client = Client::new(options.registry.clone())
             .on_retry(|why| progress.event(&Event::Retrying(why.to_owned())));
         progress.event(&Event::Pushing(reference.clone()));
-        let push = Push {
+        let mut push = Push {
             store: self,
             client: &client,
             reference,
@@ -99,7 +108,10 @@ impl Store {
             pool: Pool::default(),
             relatives: self.relatives(&image, reference)?,
         };
-        push.run(&image)
+        match index {
+            None => push.run(&image),
+            Some(index) => push.whole(&image, index),
+        }
     }
 
     /// The repositories of a registry that the image was pulled from or pushed to.
@@ -116,9 +128,75 @@ impl Store {
     }
 }
 
+/// The parts of a whole index go to the registry under their digests.
+impl Export for Push<'_> {
+    fn image(&mut self, image: Image, _hold: Hold, own: Vec<u8>) -> Result<Top> {
+        self.pool = Pool::default();
+        self.relatives = self.store.relatives(&image, self.reference)?;
+        Ok(self.one(&image, own)?.0)
+    }
+
+    fn other(&mut self, manifest: &Manifest) -> Result<()> {
+        let session = self.client.session().map_err(|e| self.failed(e))?;
+        for blob in whole::blobs_of(manifest) {
+            let blobs = &self.store.blobs;
+            let mut open = || -> io::Result<Box<dyn Read>> {
+                let file = blobs.open_blob(blob.digest).map_err(io::Error::other)?;
+                Ok(Box::new(file))
+            };
+            self.small(&session, blob.digest, &mut open)?;
+        }
+        Ok(())
+    }
+
+    fn document(&mut self, top: &Top) -> Result<()> {
+        let by_digest = self.reference.with_digest(top.digest());
+        self.put(&by_digest, top)?;
+        Ok(())
+    }
+}
+
 impl Push<'_> {
     fn run(&self, image: &Image) -> Result<Pushed> {
-        let bytes = self.store.manifest_bytes(image)?;
+        let own = self.store.manifest_bytes(image)?;
+        let (top, travelled) = self.one(image, own)?;
+        let digest = self.put(self.reference, &top)?;
+        let by_digest = self.reference.with_digest(digest);
+        let meaning = Meaning::of(image.id, None);
+        self.store.name(&[by_digest], meaning)?;
+        Ok(Pushed {
+            digest,
+            size: top.bytes.len() as u64,
+            was: (digest != image.manifest && travelled).then_some(image.manifest),
+        })
+    }
+
+    /// An index with everything that it names; the name at the registry is changed last.
+    fn whole(&mut self, main: &Image, index: Digest) -> Result<Pushed> {
+        let (store, name) = (self.store, self.name.clone());
+        let top = store.export(&name, index, self)?;
+        let digest = self.put(self.reference, &top)?;
+        let by_digest = self.reference.with_digest(digest);
+        let same = (digest == index).then_some(index);
+        store.name(&[by_digest], Meaning::of(main.id, same))?;
+        Ok(Pushed {
+            digest,
+            size: top.bytes.len() as u64,
+            was: (digest != index).then_some(index),
+        })
+    }
+
+    fn put(&self, reference: &Reference, top: &Top) -> Result<Digest> {
+        let session = self.client.session().map_err(|e| self.failed(e))?;
+        session
+            .put_manifest(reference, &top.media_type, &top.bytes)
+            .map_err(|e| self.failed(e))
+    }
+
+    /// Sends what an image has; its manifest at the registry, which is still to be put, and whether
+    /// its layers came compressed: one from an archive has plain ones, and so no digest that anybody
+    /// could miss.
+    fn one(&self, image: &Image, bytes: Vec<u8>) -> Result<(Top, bool)> {
         let document = Document::parse(&bytes, "").map_err(|cause| Error::Manifest {
             name: self.name.clone(),
             cause,
@@ -132,26 +210,16 @@ impl Push<'_> {
         let config = self.store.config_bytes(image.id)?;
         let sent = self.layers(image, &manifest)?;
         let session = self.client.session().map_err(|e| self.failed(e))?;
-        self.config(&session, &manifest.config, &config)?;
+        let mut open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(&config[..])) };
+        self.small(&session, manifest.config.digest, &mut open)?;
         let (bytes, kind) = written(&self.name, &bytes, &manifest, &sent)?;
-        let digest = session
-            .put_manifest(self.reference, &kind, &bytes)
-            .map_err(|e| self.failed(e))?;
-        let lock = self.store.names.lock()?;
-        let by_digest = self.reference.with_digest(digest);
-        self.store.names.write(&lock, &by_digest, image.id)?;
-        // An image from an archive has plain layers, and so no digest that anybody could miss.
         let diff_ids = &image.config.rootfs.diff_ids;
         let travelled = manifest
             .layers
             .iter()
             .zip(diff_ids)
             .any(|(layer, id)| layer.digest != *id);
-        Ok(Pushed {
-            digest,
-            size: bytes.len() as u64,
-            was: (digest != image.manifest && travelled).then_some(image.manifest),
-        })
+        Ok((Top::parse(bytes, &kind, &self.name)?, travelled))
     }
 
     /// Sends the layers; what each is at the registry now.
@@ -356,17 +424,15 @@ impl Push<'_> {
         })
     }
 
-    fn config(&self, session: &Session<'_>, descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
+    /// A blob that goes as it is, unless it is there.
+    fn small(&self, session: &Session<'_>, digest: Digest, open: &mut Open<'_>) -> Result<()> {
         let failed = |cause| self.failed(cause);
-        let digest = descriptor.digest;
         let there = session.has_blob(self.reference, digest).map_err(failed)?;
-        if there.is_some() {
-            return Ok(());
+        if there.is_none() {
+            session
+                .push_blob(self.reference, Some(digest), open, &|_| {})
+                .map_err(failed)?;
         }
-        let mut open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(bytes)) };
-        session
-            .push_blob(self.reference, Some(digest), &mut open, &|_| {})
-            .map_err(failed)?;
         Ok(())
     }
 

@@ -157,6 +157,12 @@ impl Records {
         present(Lock::exclusive(&self.folder(id).join(LOCK)))
     }
 
+    /// An exclusive lock if nobody has one; `None` also where there is no such image.
+    pub(crate) fn try_lock(&self, id: ImageId) -> Result<Option<Lock>> {
+        let path = self.folder(id).join(LOCK);
+        Ok(present(Lock::try_exclusive(&path))?.flatten())
+    }
+
     /// Makes the image exist, durably, or brings one back that was hidden; gives a hold on it.
     pub(crate) fn publish(&self, new: &NewRecord<'_>) -> Result<Lock> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -245,7 +251,7 @@ pub(crate) fn platform_of(config: &ImageConfig) -> Platform {
     }
 }
 
-fn present(lock: knarr_fs::Result<Lock>) -> Result<Option<Lock>> {
+fn present<T>(lock: knarr_fs::Result<T>) -> Result<Option<T>> {
     match lock {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.is_not_found() => Ok(None),

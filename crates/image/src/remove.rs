@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use knarr_fs::{Durability, Lock, failpoint};
 use knarr_spec::Reference;
 
+use crate::names::AllNames;
 use crate::store::Named;
 use crate::{Error, Image, ImageId, LayerId, Removed, Result, Store, User};
 
@@ -43,7 +44,7 @@ impl Store {
             if self.find(name).ok().map(|(_, now)| now.id) != Some(image.id) {
                 continue;
             }
-            let removed = self.remove_locked(&named, &image, lock, force, users(image.id))?;
+            let removed = self.remove_locked(&named, &image, lock, force, users)?;
             for line in &removed {
                 match line {
                     Removed::Untagged(name) => {
@@ -80,8 +81,9 @@ impl Store {
         image: &Image,
         lock: Lock,
         force: bool,
-        users: Vec<User>,
+        ask: Users<'_>,
     ) -> Result<Vec<Removed>> {
+        let users = ask(image.id);
         let all = self.names.all()?;
         let mut names: Vec<Reference> = all.of(image.id).cloned().collect();
         let mut report = Vec::new();
@@ -116,12 +118,18 @@ impl Store {
                     gone.extend::<Vec<Reference>>(digests);
                     names = others;
                 }
+                report.extend(self.remove_along(&all, &gone, image.id, force, ask)?);
                 // Only names go while others stay, or while a running container holds the image.
                 let stays = !names.is_empty() || users.iter().any(|user| user.running);
                 if stays {
                     let names_lock = self.names.lock()?;
                     for name in &gone {
                         self.names.remove(&names_lock, name, Durability::Durable)?;
+                    }
+                    drop(names_lock);
+                    if gone.iter().any(|name| all.indexes.contains_key(name)) {
+                        // Its index has no other owner.
+                        self.collect()?;
                     }
                     report.extend(gone.into_iter().map(Removed::Untagged));
                     return Ok(report);
@@ -152,6 +160,7 @@ impl Store {
                     );
                     return Err(conflict(true, why));
                 }
+                report.extend(self.remove_along(&all, &names, image.id, force, ask)?);
                 report.extend(names.into_iter().map(Removed::Untagged));
             }
         }
@@ -163,6 +172,60 @@ impl Store {
         if users.is_empty() {
             let layers = self.delete(image.id, lock)?;
             report.extend(layers.into_iter().rev().map(Removed::Layer));
+        }
+        Ok(report)
+    }
+
+    /// Removes the images of whole indexes that go with the names in `gone`, before those do: killed
+    /// half-way, the same call finishes it. One that a container has makes a conflict before anything
+    /// is removed; with `force` it stays for that container.
+    fn remove_along(
+        &self,
+        all: &AllNames,
+        gone: &[Reference],
+        main: ImageId,
+        force: bool,
+        ask: Users<'_>,
+    ) -> Result<Vec<Removed>> {
+        let going = self.going_along(all, gone, main)?;
+        for (id, _) in &going {
+            if let Some(user) = ask(*id).first()
+                && !force
+            {
+                return Err(Error::Conflict {
+                    what: format!("delete {}", id.short()),
+                    forceable: true,
+                    why: format!(
+                        "container {} is using this image of the index",
+                        short(&user.container)
+                    ),
+                });
+            }
+        }
+        let mut report = Vec::new();
+        for (id, names) in going {
+            let others = all.of(id).any(|name| !names.contains(name));
+            // One that is just being used stays, with its digest for a name.
+            let Some(lock) = self.records.try_lock(id)? else {
+                continue;
+            };
+            let users = ask(id);
+            report.extend(names.iter().cloned().map(Removed::Untagged));
+            if others || users.iter().any(|user| user.running) {
+                let lock = self.names.lock()?;
+                for name in &names {
+                    self.names.remove(&lock, name, Durability::Durable)?;
+                }
+                continue;
+            }
+            self.records.hide(&lock, id)?;
+            failpoint!("image.part-hidden");
+            self.remove_names(id)?;
+            report.push(Removed::Image(id));
+            if users.is_empty() {
+                let layers = self.delete(id, lock)?;
+                report.extend(layers.into_iter().rev().map(Removed::Layer));
+            }
         }
         Ok(report)
     }

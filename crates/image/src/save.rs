@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 
-use knarr_cas::Hasher;
 use knarr_layer::TarWriter;
-use knarr_spec::image::{Descriptor, Index, media_type};
-use knarr_spec::{Digest, Reference};
+use knarr_spec::image::{Descriptor, Index, Manifest, media_type};
+use knarr_spec::manifest::Document;
+use knarr_spec::{Digest, Platform, Reference};
 use serde::Serialize;
 
+use crate::copy::Top;
 use crate::load::{member, plain_manifest};
 use crate::record::platform_of;
 use crate::store::Named;
+use crate::whole::{self, Export};
 use crate::{Error, Hold, Image, Result, SaveFormat, Store};
 
 /// An entry of a docker-archive's manifest.json.
@@ -28,29 +30,44 @@ pub(crate) struct DockerImage {
 struct Chosen {
     image: Image,
     names: Vec<Reference>,
+    /// The whole index that its names mean.
+    index: Option<Digest>,
     _hold: Hold,
 }
 
 impl Store {
     /// `save`: writes images with the names they are given here into one archive; layers are plain
-    /// tars, each once.
+    /// tars, each once. What is a whole index goes whole into an OCI layout, as it came where its
+    /// blobs were kept, unless one `platform` is asked for; Docker's archive has one image of it.
     ///
     /// # Errors
     /// Names that mean nothing, damaged blobs, or the writer's.
-    pub fn save(&self, names: &[String], format: SaveFormat, out: &mut dyn Write) -> Result<()> {
+    pub fn save(
+        &self,
+        names: &[String],
+        format: SaveFormat,
+        platform: Option<&Platform>,
+        out: &mut dyn Write,
+    ) -> Result<()> {
         let mut chosen: Vec<Chosen> = Vec::new();
         for name in names {
             let (named, _) = self.find(name)?;
-            let (image, hold) = self.resolve_and_hold(name)?;
+            let (image, hold) = self.resolve_platform(name, platform)?;
+            let index = match platform {
+                None => self.index_of(name)?,
+                Some(_) => None,
+            };
             let name = match named {
                 Named::Name(name) if name.digest().is_none() => Some(name),
                 _ => None,
             };
-            match chosen.iter_mut().find(|known| known.image.id == image.id) {
+            let same = |known: &&mut Chosen| (known.image.id, known.index) == (image.id, index);
+            match chosen.iter_mut().find(same) {
                 Some(known) => known.names.extend(name),
                 None => chosen.push(Chosen {
                     image,
                     names: name.into_iter().collect(),
+                    index,
                     _hold: hold,
                 }),
             }
@@ -95,22 +112,25 @@ impl Store {
     fn save_oci(&self, chosen: &[Chosen], archive: &mut Archive<'_>) -> Result<()> {
         archive.bytes("oci-layout", b"{\"imageLayoutVersion\":\"1.0.0\"}")?;
         let mut manifests = Vec::new();
-        for Chosen { image, names, .. } in chosen {
-            let config = self.config_bytes(image.id)?;
-            let tars = self.tars(image)?;
-            let manifest = plain_manifest(&config, tars.iter().copied()).map_err(unwritable)?;
-            let digest = Hasher::digest(&manifest);
-            archive.bytes(&member(image.id.digest()), &config)?;
-            archive.bytes(&member(digest), &manifest)?;
-            for (id, (diff_id, _)) in image.layers.iter().zip(&tars) {
-                let tar = self.layers.path(id).join(knarr_layer::store::TAR);
-                archive.file(&member(*diff_id), &tar)?;
-            }
+        for chosen in chosen {
+            let mut layout = Layout {
+                store: self,
+                archive,
+            };
+            let (top, platform) = match chosen.index {
+                Some(index) => {
+                    let name = chosen.names.first().map(Reference::familiar);
+                    let name = name.unwrap_or_else(|| index.to_string());
+                    (self.export(&name, index, &mut layout)?, None)
+                }
+                None => {
+                    let manifest = self.plain_manifest(&chosen.image)?;
+                    let platform = platform_of(&chosen.image.config);
+                    (layout.write(&chosen.image, manifest)?, Some(platform))
+                }
+            };
+            layout.document(&top)?;
             let named = |name: Option<&Reference>| Descriptor {
-                media_type: media_type::OCI_MANIFEST.to_owned(),
-                digest,
-                size: manifest.len() as u64,
-                urls: Vec::new(),
                 annotations: name.map_or_else(BTreeMap::new, |name| {
                     let tag = name.tag().unwrap_or("latest").to_owned();
                     BTreeMap::from([
@@ -118,8 +138,10 @@ impl Store {
                         ("org.opencontainers.image.ref.name".to_owned(), tag),
                     ])
                 }),
-                platform: Some(platform_of(&image.config)),
+                platform: platform.clone(),
+                ..top.descriptor()
             };
+            let names = &chosen.names;
             if names.is_empty() {
                 manifests.push(named(None));
             }
@@ -136,7 +158,12 @@ impl Store {
         )
     }
 
-    /// Diff id and size of an image's tars, bottom first.
+    /// A manifest of plain tars for an image.
+    fn plain_manifest(&self, image: &Image) -> Result<Vec<u8>> {
+        let config = self.config_bytes(image.id)?;
+        plain_manifest(&config, self.tars(image)?.into_iter()).map_err(unwritable)
+    }
+
     /// The image's layers as a manifest of plain tars has them: digest and size.
     pub(crate) fn tars(&self, image: &Image) -> Result<Vec<(Digest, u64)>> {
         image
@@ -147,6 +174,53 @@ impl Store {
                 Ok((layer.diff_id, layer.size))
             })
             .collect()
+    }
+}
+
+/// An OCI layout being written.
+struct Layout<'a, 'w> {
+    store: &'a Store,
+    archive: &'a mut Archive<'w>,
+}
+
+impl Layout<'_, '_> {
+    /// Everything that an image's manifest names.
+    fn write(&mut self, image: &Image, manifest: Vec<u8>) -> Result<Top> {
+        let name = image.id.to_string();
+        let top = Top::parse(manifest, media_type::OCI_MANIFEST, &name)?;
+        let Document::Manifest(manifest) = &top.document else {
+            return Err(Error::ListOfLists { name });
+        };
+        let store = self.store;
+        let config = store.config_bytes(image.id)?;
+        self.archive.bytes(&member(image.id.digest()), &config)?;
+        for (id, layer) in image.layers.iter().zip(&manifest.layers) {
+            let path = match store.layers.load(id)?.diff_id == layer.digest {
+                true => store.layers.path(id).join(knarr_layer::store::TAR),
+                false => store.blobs.path(layer.digest),
+            };
+            self.archive.file(&member(layer.digest), &path)?;
+        }
+        Ok(top)
+    }
+}
+
+impl Export for Layout<'_, '_> {
+    fn image(&mut self, image: Image, _hold: Hold, own: Vec<u8>) -> Result<Top> {
+        let manifest = self.store.manifest_for_copies(&image, own)?;
+        self.write(&image, manifest)
+    }
+
+    fn other(&mut self, manifest: &Manifest) -> Result<()> {
+        for blob in whole::blobs_of(manifest) {
+            let path = self.store.blobs.path(blob.digest);
+            self.archive.file(&member(blob.digest), &path)?;
+        }
+        Ok(())
+    }
+
+    fn document(&mut self, top: &Top) -> Result<()> {
+        self.archive.bytes(&member(top.digest()), &top.bytes)
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn is_image(descriptor: &Descriptor) -> bool {
 }
 
 /// Refuses artifacts, and layers that are not tars.
-fn check_types(name: &str, manifest: &Manifest) -> Result<()> {
+pub(crate) fn check_types(name: &str, manifest: &Manifest) -> Result<()> {
     let not_an_image = |what: String| Error::NotAnImage {
         name: name.to_owned(),
         what,

@@ -10,8 +10,9 @@ use knarr_spec::{Digest, Platform, Reference};
 
 use crate::announce::Announce;
 use crate::assemble::{Assembled, Context};
-use crate::names::{AllNames, Names};
+use crate::names::{AllNames, Meaning, Names};
 use crate::record::{NewRecord, Record, Records};
+use crate::trust::Trust;
 use crate::{Error, Image, ImageId, Listed, Progress, Result, near};
 
 /// The images below a data root. Cheap to open: nothing is read until asked.
@@ -24,6 +25,7 @@ pub struct Store {
     pub(crate) names: Names,
     pub(crate) records: Records,
     pub(crate) announce: Announce,
+    pub(crate) trust: Trust,
 }
 
 /// Keeps an image from being removed while it lives (a shared `flock` in the image's folder).
@@ -32,12 +34,20 @@ pub struct Hold {
     _lock: Lock,
 }
 
+impl Hold {
+    pub(crate) fn of(lock: Lock) -> Self {
+        Self { _lock: lock }
+    }
+}
+
 /// What a pull, load or import has made, about to become an image.
 pub(crate) struct NewImage<'a> {
     pub(crate) manifest: &'a [u8],
     pub(crate) config: &'a [u8],
     pub(crate) assembled: &'a Assembled,
     pub(crate) names: &'a [Reference],
+    /// The index that the names mean the whole of.
+    pub(crate) index: Option<Digest>,
 }
 
 /// What became of it.
@@ -64,7 +74,8 @@ pub enum PullPolicy {
 pub struct PullOptions {
     /// Which image of a multi-platform index; the host's by default.
     pub platform: Option<Platform>,
-    /// Every image of a multi-platform index; the others under their digests.
+    /// The whole of a multi-platform index: all its images, and what else is in it. `platform` is
+    /// then the one that the name means where none is asked for.
     pub all_platforms: bool,
     /// Keeps the compressed blobs too, so that a push has the same digests.
     pub keep_blobs: bool,
@@ -158,6 +169,7 @@ impl Store {
             names: Names::below(data_root),
             records: Records::below(data_root),
             announce: Announce::default(),
+            trust: Trust::default(),
         })
     }
 
@@ -167,6 +179,18 @@ impl Store {
     pub fn announcing(self, tell: impl Fn(&str, &str, &str) + Send + Sync + 'static) -> Self {
         Self {
             announce: Announce::to(tell),
+            ..self
+        }
+    }
+
+    /// Has a file decide which images are let in, in the place of `KNARR_SIGNATURE_POLICY`, the
+    /// user's `~/.config/containers/policy.json` and the system's `/etc/containers/policy.json`.
+    #[must_use]
+    pub fn with_policy(self, policy: PathBuf) -> Self {
+        Self {
+            trust: Trust {
+                policy: Some(policy),
+            },
             ..self
         }
     }
@@ -228,7 +252,9 @@ impl Store {
     /// # Errors
     /// When the store's folders cannot be read.
     pub fn describe(&self, image: Image) -> Result<Listed> {
-        Ok(listed(image, &self.names.all()?))
+        let names = self.names.all()?;
+        let is_part = self.parts_of_indexes(&names)?.contains(&image.id);
+        Ok(listed(image, &names, is_part))
     }
 
     /// The exact bytes of the image's configuration.
@@ -253,6 +279,7 @@ impl Store {
     /// When the store itself cannot be read; a damaged image is in [`Listing::damaged`].
     pub fn list(&self) -> Result<Listing> {
         let names = self.names.all()?;
+        let parts = self.parts_of_indexes(&names)?;
         let mut listing = Listing::default();
         let mut found = Vec::new();
         for id in self.records.ids()? {
@@ -261,7 +288,8 @@ impl Store {
                     let created = record.image.config.created.as_deref();
                     let made = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
                     let key = (made, record.stored, id);
-                    found.push((key, listed(record.image, &names)));
+                    let is_part = parts.contains(&id);
+                    found.push((key, listed(record.image, &names, is_part)));
                 }
                 Ok(_) => {}
                 Err(error) => listing.damaged.push(error),
@@ -329,12 +357,17 @@ impl Store {
         })
     }
 
-    /// The image of a name, also where it was pulled for what `registries.conf` says that it means.
+    /// The image of a name, also where it was pulled for what `registries.conf` says that it means;
+    /// the one for the platform that is asked for, where the name has it.
     fn resolve_meaning(&self, name: &str, options: &PullOptions) -> Result<(Image, Hold)> {
-        let found = self.resolve_and_hold(name);
+        let resolve = |name: &str| match self.resolve_platform(name, options.platform.as_ref()) {
+            Err(Error::Platform { .. }) => self.resolve_and_hold(name),
+            found => found,
+        };
+        let found = resolve(name);
         if let Err(Error::NotFound { .. }) = found {
             for meaning in self.meanings(name, options)? {
-                if let Ok(found) = self.resolve_and_hold(&meaning.to_string()) {
+                if let Ok(found) = resolve(&meaning.to_string()) {
                     return Ok(found);
                 }
             }
@@ -353,8 +386,10 @@ impl Store {
             });
         }
         let (image, _hold) = self.resolve_and_hold(source)?;
-        let lock = self.names.lock()?;
-        self.names.write(&lock, target, image.id)?;
+        // A whole index has all its images under every name.
+        let index = self.index_of(source)?;
+        let names = std::slice::from_ref(target);
+        self.name(names, Meaning::of(image.id, index))?;
         self.announce
             .image("tag", image.id, Some(target.familiar()));
         Ok(())
@@ -385,6 +420,10 @@ impl Store {
             self.names.remove(&lock, name, Durability::Durable)?;
             self.announce
                 .image("untag", image.id, Some(name.familiar()));
+        }
+        drop(lock);
+        if gone.iter().any(|name| all.indexes.contains_key(name)) {
+            self.collect()?;
         }
         Ok(gone)
     }
@@ -429,17 +468,30 @@ impl Store {
             layers: new.assembled.ids(),
             size: new.assembled.size(),
         })?;
-        let mut newer = false;
-        if !new.names.is_empty() {
-            let lock = self.names.lock()?;
-            for (n, name) in new.names.iter().enumerate() {
-                newer |= n == 0 && !matches!(self.names.read(name), Ok(Some(had)) if had == id);
-                self.names.write(&lock, name, id)?;
-            }
-        }
+        let newer = self.name(new.names, Meaning::of(id, new.index))?;
         let image = self.get(id)?;
         drop(hold);
         Ok(Stored { image, newer })
+    }
+
+    /// Gives something names; whether the first one meant another image before, or none.
+    pub(crate) fn name(&self, names: &[Reference], meaning: Meaning) -> Result<bool> {
+        let (mut newer, mut replaced) = (false, false);
+        if !names.is_empty() {
+            let lock = self.names.lock()?;
+            for (n, name) in names.iter().enumerate() {
+                let had = self.names.meaning(name).ok().flatten();
+                newer |= n == 0 && had.is_none_or(|had| had.image != meaning.image);
+                let index = had.and_then(|had| had.index);
+                replaced |= index.is_some() && index != meaning.index;
+                self.names.write(&lock, name, meaning)?;
+            }
+        }
+        if replaced {
+            // Nobody else had the index; its images stay.
+            self.collect()?;
+        }
+        Ok(newer)
     }
 
     /// [`store_image`](Self::store_image) of one that is made here, so that it has a configuration
@@ -463,6 +515,7 @@ impl Store {
             config: &config,
             assembled,
             names: name.map(std::slice::from_ref).unwrap_or_default(),
+            index: None,
         })?;
         Ok(stored.image)
     }
@@ -537,15 +590,17 @@ pub(crate) enum Named {
     Id,
 }
 
-fn listed(image: Image, names: &AllNames) -> Listed {
-    let (digests, tags) = names
+fn listed(image: Image, names: &AllNames, is_part: bool) -> Listed {
+    let (digests, tags): (Vec<Reference>, Vec<Reference>) = names
         .of(image.id)
         .cloned()
         .partition(|name: &Reference| name.digest().is_some());
+    let is_part = is_part && tags.is_empty();
     Listed {
         image,
         tags,
         digests,
+        is_part,
     }
 }
 

@@ -211,11 +211,48 @@ fn a_whole_index_goes_with_all_its_images_and_once_only() {
         config["architecture"],
         knarr_spec::Platform::host().architecture
     );
-    for to in [at("docker-archive", "no.tar"), "no:1".to_owned()] {
-        let error = copy(&scratch, &source, &to, true).unwrap_err().to_string();
-        assert!(error.contains("a whole index"), "{error}");
-    }
+    let to = at("docker-archive", "no.tar");
+    let error = copy(&scratch, &source, &to, true).unwrap_err().to_string();
+    assert!(error.contains("a whole index"), "{error}");
     assert!(!scratch.path("no.tar").exists());
+
+    // Into the store, where its layers are tars, so that the manifests name those; and out again,
+    // as often as one likes.
+    assert_eq!(
+        copy(&scratch, &source, "whole:1", true).unwrap(),
+        knarr_cas::Hasher::digest(&raw)
+    );
+    let out = at("oci", "out") + ":1";
+    let digest = copy(&scratch, "whole:1", &out, true).unwrap();
+    assert_eq!(
+        knarr_cas::Hasher::digest(&skopeo(&["inspect", "--raw", &out])),
+        digest
+    );
+    skopeo(&["copy", "-q", "--all", &out, &at("dir", "theirs-out")]);
+    let archive = at("oci-archive", "again.tar");
+    assert_eq!(copy(&scratch, "whole:1", &archive, true).unwrap(), digest);
+    assert_eq!(copy(&scratch, &archive, "again:1", true).unwrap(), digest);
+    assert_eq!(copy(&scratch, "again:1", &out, true).unwrap(), digest);
+    // One image of it, and another.
+    for (platform, architecture) in [("linux/arm64", "arm64"), ("linux/riscv64", "riscv64")] {
+        let place = |text: &str| text.parse::<Location>().unwrap();
+        let options = CopyOptions {
+            platform: Some(platform.parse().unwrap()),
+            ..CopyOptions::default()
+        };
+        let to = at("oci", architecture);
+        let (from, to_place) = (place("whole:1"), place(&to));
+        let copied = scratch.store.copy(&from, &to_place, &options, &Silent);
+        copied.unwrap();
+        let config: Value = serde_json::from_slice(&skopeo(&["inspect", "--config", &to])).unwrap();
+        assert_eq!(config["architecture"], architecture);
+    }
+    // Both names go, and with them every image.
+    for name in ["whole:1", "again:1"] {
+        scratch.store.remove(name, false, &|_| Vec::new()).unwrap();
+    }
+    scratch.store.empty_trash().unwrap();
+    assert_eq!(scratch.files(), []);
 }
 
 #[test]

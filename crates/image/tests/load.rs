@@ -391,7 +391,10 @@ fn what_was_saved_can_be_loaded_here_and_by_skopeo() {
     ] {
         let mut bytes = Vec::new();
         let names = ["a:1".to_owned(), "b:2".to_owned()];
-        scratch.store.save(&names, format, &mut bytes).unwrap();
+        scratch
+            .store
+            .save(&names, format, None, &mut bytes)
+            .unwrap();
         let other = Scratch::new();
         let path = other.write("saved.tar", &bytes);
         let names: usize = load(&other, &path)

@@ -26,7 +26,7 @@ pub(super) static COMMAND: Command = Command {
         Flag::with("format", "string", ps::FORMAT),
         Flag::switch("no-trunc", "Don't truncate output"),
         Flag::switch("quiet", "Only show image IDs").short('q'),
-        Flag::switch("tree", "").refused("an image has one platform"),
+        Flag::switch("tree", "").refused("`knarr image tree` shows an image's layers"),
     ]],
     arguments: Arguments::AtMost(1),
     run,
@@ -68,7 +68,8 @@ fn run(call: &Call<'_>) -> Result<u8> {
     let mut kept = Vec::new();
     let filter = Filter::read(call, &listing.images)?;
     for listed in &listing.images {
-        if filter.keeps(listed) {
+        // The other images of a whole index are shown where all are.
+        if filter.keeps(listed) && (!listed.is_part || line.on("all")) {
             kept.push(listed);
         }
     }
@@ -264,7 +265,7 @@ impl Filter {
         };
         let at = created(listed).unwrap_or(0);
         self.dangling
-            .is_none_or(|dangling| dangling == listed.tags.is_empty())
+            .is_none_or(|dangling| dangling == (listed.tags.is_empty() && !listed.is_part))
             && self.labels.iter().all(has)
             && self.since.is_none_or(|since| at > since)
             && self.before.is_none_or(|before| at < before)

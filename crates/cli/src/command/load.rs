@@ -15,6 +15,10 @@ pub(super) static COMMAND: Command = Command {
     usage: "[OPTIONS]",
     about: "Load an image from a tar archive, an OCI layout folder or STDIN",
     flags: &[&[
+        Flag::switch(
+            "all-platforms",
+            "Load whole indexes, with the images of all platforms",
+        ),
         Flag::with(
             "input",
             "string",
@@ -34,7 +38,7 @@ pub(super) static COMMAND: Command = Command {
 
 fn run(call: &Call<'_>) -> Result<u8> {
     let line = &call.line;
-    let platform = request::pull_options(line)?.platform;
+    let options = request::pull_options(line)?;
     let bars = Bars::for_archive(line.on("quiet"));
     let path = line.text("input");
     let mut stdin = std::io::stdin();
@@ -48,10 +52,13 @@ fn run(call: &Call<'_>) -> Result<u8> {
         "" | "-" => Source::Stream(&mut stdin),
         path => Source::Path(Path::new(path)),
     };
-    let loaded = call
-        .engine()?
-        .images()
-        .load(source, platform.as_ref(), &bars)?;
+    let engine = call.engine()?;
+    let loaded = match options.all_platforms {
+        true => engine.images().load_whole(source, &bars)?,
+        false => engine
+            .images()
+            .load(source, options.platform.as_ref(), &bars)?,
+    };
     let mut text = String::new();
     for image in loaded {
         if image.names.is_empty() {

@@ -18,7 +18,10 @@ pub(super) static COMMAND: Command = Command {
     about: "Download an image from a registry",
     flags: &[
         &[
-            Flag::switch("all-platforms", "Pull the images of all platforms"),
+            Flag::switch(
+                "all-platforms",
+                "Pull the whole index, with the images of all platforms",
+            ),
             Flag::switch("all-tags", "Download all tagged images in the repository").short('a'),
             Flag::switch(
                 "keep-blobs",

@@ -32,7 +32,11 @@ pub(super) static COMMAND: Command = Command {
                 "string",
                 "Write the manifest's digest to a file",
             ),
-            Flag::with("platform", "string", "").refused("an image has one platform"),
+            Flag::with(
+                "platform",
+                "string",
+                "Push one image of a whole index, not the index",
+            ),
             progress::FLAG,
             Flag::switch("quiet", "Suppress verbose output").short('q'),
         ],
@@ -56,9 +60,11 @@ fn run(call: &Call<'_>) -> Result<u8> {
             Some(Compression::new(kind, level).map_err(Failure::invalid)?)
         }
     };
+    let reached = pull::options(call)?;
     let options = PushOptions {
         compression,
-        registry: pull::options(call)?.registry,
+        platform: reached.platform,
+        registry: reached.registry,
     };
     let typed = call.arg(0);
     let place = Place::of(line);

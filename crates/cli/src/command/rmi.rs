@@ -14,7 +14,7 @@ pub(super) static COMMAND: Command = Command {
     flags: &[&[
         Flag::switch("force", "Force removal of the image").short('f'),
         Flag::switch("no-prune", "").hidden(),
-        Flag::with("platform", "strings", "").refused("an image has one platform"),
+        Flag::with("platform", "strings", "").refused("name an image of an index by its digest"),
     ]],
     arguments: Arguments::AtLeast(1),
     run,

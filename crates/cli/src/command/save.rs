@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::{Arguments, Call, Command, USUAL};
 use crate::failure::{Failure, Result};
 use crate::flag::Flag;
-use crate::{output, terminal};
+use crate::{output, request, terminal};
 
 pub(super) static COMMAND: Command = Command {
     names: &["save", "image save"],
@@ -22,7 +22,11 @@ pub(super) static COMMAND: Command = Command {
         )
         .default("\"docker-archive\""),
         Flag::with("output", "string", "Write to a file, instead of STDOUT").short('o'),
-        Flag::with("platform", "string", "").refused("an image has one platform"),
+        Flag::with(
+            "platform",
+            "string",
+            "Save one image of a whole index (an \"oci-archive\" takes all)",
+        ),
     ]],
     arguments: Arguments::AtLeast(1),
     run,
@@ -41,8 +45,11 @@ fn run(call: &Call<'_>) -> Result<u8> {
     };
     let engine = call.engine()?;
     let names = &call.line.args;
+    let platform = request::pull_options(&call.line)?.platform;
     to_output(call, "save", |out| {
-        Ok(engine.images().save(names, format, out)?)
+        Ok(engine
+            .images()
+            .save(names, format, platform.as_ref(), out)?)
     })
 }
 

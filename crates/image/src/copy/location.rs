@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use knarr_spec::Reference;
 
+use crate::Result;
+use crate::trust::policy::Place;
+
 /// A place that holds images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -96,6 +99,25 @@ impl FromStr for Location {
                 reference(text)?;
                 Ok(Self::Store(text.to_owned()))
             }
+        }
+    }
+}
+
+impl Location {
+    /// What policies call it; `None` for this store, which let in what it has.
+    pub(crate) fn place(&self) -> Result<Option<Place>> {
+        let path = |transport, path: &PathBuf| {
+            let whole = std::fs::canonicalize(path);
+            let whole = whole.map_err(knarr_fs::Error::of_io("resolve", "readlink", path))?;
+            Ok(Some(Place::Path(transport, whole)))
+        };
+        match self {
+            Self::Registry(reference) => Ok(Some(Place::Registry(reference.clone()))),
+            Self::Layout { path: folder, .. } => path("oci", folder),
+            Self::LayoutArchive { path: file, .. } => path("oci-archive", file),
+            Self::Folder(folder) => path("dir", folder),
+            Self::DockerArchive { .. } => Ok(Some(Place::Transport("docker-archive"))),
+            Self::Store(_) => Ok(None),
         }
     }
 }

@@ -1,23 +1,26 @@
 //! Where a copy comes from.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use knarr_distribution::{Blob, Client, Session};
-use knarr_spec::image::{Descriptor, media_type};
+use knarr_spec::image::{Descriptor, Manifest, media_type};
 use knarr_spec::manifest::{DOCUMENT_LIMIT, Document};
 use knarr_spec::{Digest, Reference};
 
 use super::{CopyOptions, Location, Take, Top};
 use crate::archive::{Archive, not_an_archive};
 use crate::load::{self, Found};
+use crate::whole::Export;
 use crate::{Error, Hold, Image, Result, Store};
 
 /// An open place.
 pub(super) enum Source<'a> {
     /// A layout, folder or tar, and the entry of its index that is meant.
-    Layout(Archive, Box<Descriptor>),
+    Layout(Arc<Archive>, Box<Descriptor>),
     /// `docker save`'s, and the image in it.
     Docker(Archive, Box<Found>),
     /// skopeo's folder.
@@ -26,12 +29,53 @@ pub(super) enum Source<'a> {
     Store(Box<Stored<'a>>),
 }
 
-/// An image of the store.
+/// An image of the store, or a whole index.
 pub(super) struct Stored<'a> {
     store: &'a Store,
-    image: Image,
-    manifest: Vec<u8>,
-    _hold: Hold,
+    name: String,
+    top: Top,
+    /// The manifests and indexes below the top.
+    documents: BTreeMap<Digest, Vec<u8>>,
+    images: Vec<(Image, Hold)>,
+}
+
+impl Export for Stored<'_> {
+    fn image(&mut self, image: Image, hold: Hold, own: Vec<u8>) -> Result<Top> {
+        let manifest = self.store.manifest_for_copies(&image, own)?;
+        self.images.push((image, hold));
+        Top::parse(manifest, "", &self.name)
+    }
+
+    fn other(&mut self, _: &Manifest) -> Result<()> {
+        Ok(())
+    }
+
+    fn document(&mut self, top: &Top) -> Result<()> {
+        self.documents.insert(top.digest(), top.bytes.clone());
+        Ok(())
+    }
+}
+
+impl<'a> Stored<'a> {
+    fn open(store: &'a Store, name: &str, options: &CopyOptions) -> Result<Self> {
+        let platform = options.platform.as_ref();
+        let (image, hold) = store.resolve_platform(name, platform)?;
+        let own = store.manifest_bytes(&image)?;
+        let manifest = store.manifest_for_copies(&image, own)?;
+        let mut stored = Self {
+            store,
+            name: image.id.to_string(),
+            top: Top::parse(manifest, "", name)?,
+            documents: BTreeMap::new(),
+            images: vec![(image, hold)],
+        };
+        if options.all
+            && let Some(index) = store.index_of(name)?
+        {
+            stored.top = store.export(name, index, &mut stored)?;
+        }
+        Ok(stored)
+    }
 }
 
 impl<'a> Source<'a> {
@@ -46,7 +90,7 @@ impl<'a> Source<'a> {
             Location::Layout { path, name } | Location::LayoutArchive { path, name } => {
                 let archive = archive(path)?;
                 let entry = entry(&archive, name.as_deref())?;
-                Ok(Self::Layout(archive, Box::new(entry)))
+                Ok(Self::Layout(Arc::new(archive), Box::new(entry)))
             }
             Location::DockerArchive { path, name } => {
                 let archive = archive(path)?;
@@ -59,26 +103,30 @@ impl<'a> Source<'a> {
                 reference,
             )),
             Location::Store(name) => {
-                let (image, hold) = store.resolve_and_hold(name)?;
-                let manifest = store.manifest_for_copies(&image)?;
-                Ok(Self::Store(Box::new(Stored {
-                    store,
-                    image,
-                    manifest,
-                    _hold: hold,
-                })))
+                let stored = Stored::open(store, name, options)?;
+                Ok(Self::Store(Box::new(stored)))
             }
+        }
+    }
+
+    /// A conversation with the registry, where it is one.
+    pub(super) fn session(&self) -> Result<Option<Session<'_>>> {
+        match self {
+            Self::Registry(client, reference) => {
+                let session = client.session().map_err(|cause| failed(reference, cause))?;
+                Ok(Some(session))
+            }
+            _ => Ok(None),
         }
     }
 
     /// What messages call it.
     fn name(&self) -> String {
         match self {
-            Self::Layout(archive, _) | Self::Docker(archive, _) | Self::Folder(archive) => {
-                archive.label.clone()
-            }
+            Self::Layout(archive, _) => archive.label.clone(),
+            Self::Docker(archive, _) | Self::Folder(archive) => archive.label.clone(),
             Self::Registry(_, reference) => reference.familiar(),
-            Self::Store(stored) => stored.image.id.to_string(),
+            Self::Store(stored) => stored.name.clone(),
         }
     }
 
@@ -103,7 +151,15 @@ impl<'a> Source<'a> {
                     .map_err(|cause| failed(reference, cause))?;
                 Top::parse(fetched.bytes, "", &name)
             }
-            Self::Store(stored) => Top::parse(stored.manifest.clone(), "", &name),
+            Self::Store(stored) => Ok(stored.top.clone()),
+        }
+    }
+
+    /// Whether a manifest or index that another one names is here: archives may lack some.
+    pub(super) fn has_document(&self, digest: Digest) -> Result<bool> {
+        match self {
+            Self::Layout(archive, _) => Ok(archive.find(&load::member(digest))?.is_some()),
+            _ => Ok(true),
         }
     }
 
@@ -132,9 +188,12 @@ impl<'a> Source<'a> {
                     .map_err(|cause| failed(reference, cause))?;
                 Ok(fetched.bytes)
             }
-            // These hold single images.
+            Self::Store(stored) => match stored.documents.get(&digest) {
+                Some(bytes) => Ok(bytes.clone()),
+                None => Ok(stored.store.blobs.read(digest, DOCUMENT_LIMIT)?),
+            },
+            // It holds single images.
             Self::Docker(archive, _) => Err(lacks(archive)),
-            Self::Store(_) => Err(knarr_cas::Error::Missing { digest }.into()),
         }
     }
 
@@ -171,11 +230,11 @@ impl<'a> Source<'a> {
                 }
             }
             Self::Store(stored) => {
-                let Stored { store, image, .. } = &**stored;
+                let Stored { store, images, .. } = &**stored;
                 if store.blobs.contains(digest) {
                     return take(&mut store.blobs.open_blob(digest)?);
                 }
-                for id in &image.layers {
+                for id in images.iter().flat_map(|(image, _)| &image.layers) {
                     if store.layers.load(id)?.diff_id == digest {
                         let tar = store.layers.path(id).join(knarr_layer::store::TAR);
                         return take(&mut std::fs::File::from(knarr_fs::open_read(&tar)?));
@@ -188,11 +247,10 @@ impl<'a> Source<'a> {
 }
 
 impl Store {
-    /// The manifest that a copy of the image has: its own where all its blobs are here, else one
+    /// The manifest that a copy of the image has: its `own` where all its blobs are here, else one
     /// of plain tars.
-    pub(crate) fn manifest_for_copies(&self, image: &Image) -> Result<Vec<u8>> {
+    pub(crate) fn manifest_for_copies(&self, image: &Image, own: Vec<u8>) -> Result<Vec<u8>> {
         let tars = self.tars(image)?;
-        let own = self.manifest_bytes(image)?;
         if let Ok(Document::Manifest(manifest)) = Document::parse(&own, "") {
             let here = |digest: Digest| {
                 tars.iter().any(|(tar, _)| *tar == digest) || self.blobs.contains(digest)
