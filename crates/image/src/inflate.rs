@@ -21,6 +21,9 @@ const ZSTD_LARGE_WINDOW_LOG: u32 = 25;
 const XZ_DICTIONARY: u64 = 8 << 20;
 /// One stream at a time may ask for that of level 8.
 const XZ_LARGE_DICTIONARY: u64 = 32 << 20;
+/// The bytes of a stream that tell how it is compressed, and what it asks for: an xz stream's header
+/// and the start of its first block's.
+const START: u64 = 24;
 /// Who has a large window.
 static LARGE: Mutex<()> = Mutex::new(());
 /// Buffers between the inflating and the storing thread.
@@ -84,7 +87,7 @@ pub(crate) fn copy(
 ) -> Result<Copied, Failure> {
     let mut start = Vec::new();
     Read::by_ref(&mut source)
-        .take(6)
+        .take(START)
         .read_to_end(&mut start)
         .map_err(Failure::Source)?;
     let compression = detect(&start);

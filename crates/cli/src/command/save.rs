@@ -25,7 +25,7 @@ pub(super) static COMMAND: Command = Command {
         Flag::with(
             "platform",
             "string",
-            "Save one image of a whole index (an \"oci-archive\" takes all)",
+            "Save one image of a whole index, not all",
         ),
     ]],
     arguments: Arguments::AtLeast(1),
