@@ -441,10 +441,11 @@ fn rewritten(
         }
     }
     // Docker's list is for Docker's manifests.
-    if becomes_oci && index.media_type.as_deref() == Some(media_type::DOCKER_LIST) {
-        if let Some(kind) = value.get_mut("mediaType") {
-            *kind = media_type::OCI_INDEX.into();
-        }
+    if becomes_oci
+        && index.media_type.as_deref() == Some(media_type::DOCKER_LIST)
+        && let Some(kind) = value.get_mut("mediaType")
+    {
+        *kind = media_type::OCI_INDEX.into();
     }
     serde_json::to_vec(&value)
 }
