@@ -361,7 +361,12 @@ fn killed_anywhere_it_can_be_done_again_and_leaves_nothing() {
     let mut archive = Vec::new();
     source
         .store
-        .save(&[name.clone()], SaveFormat::Oci, None, &mut archive)
+        .save(
+            std::slice::from_ref(&name),
+            SaveFormat::Oci,
+            None,
+            &mut archive,
+        )
         .unwrap();
     let killed = |scratch: &Scratch, point: &str| {
         let status = Command::new(std::env::current_exe().unwrap())
