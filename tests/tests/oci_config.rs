@@ -354,6 +354,70 @@ fn mounts_do_what_their_options_say() {
 }
 
 #[test]
+fn what_is_mounted_is_mounted_again_with_other_options() {
+    let oci = Oci::new("remount");
+    oci.bundle("web", |config| {
+        mount(config, json!({"destination": "/t", "type": "tmpfs", "source": "x", "options": ["size=1m", "nosuid"]}));
+        mount(config, json!({"destination": "/u", "type": "tmpfs", "source": "x", "options": ["size=1m"]}));
+        mount(config, json!({"destination": "/t", "type": "tmpfs", "source": "x", "options": ["remount", "size=2m", "noexec"]}));
+        mount(config, json!({"destination": "/u", "type": "bind", "source": "/", "options": ["remount", "bind", "ro"]}));
+        shell(
+            config,
+            "touch /t/x && echo written; touch /u/x 2>/dev/null || echo refused; \
+             grep -E ' /(t|u) ' /proc/mounts | cut -d' ' -f2-4",
+        );
+    });
+    let out = oci.run_container("web").ok();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[..2], ["written", "refused"], "{out}");
+    // What is not said again is as it is by default (mount(2)).
+    assert!(
+        lines[2].starts_with("/t tmpfs rw,noexec") && lines[2].contains("size=2048k"),
+        "{out}"
+    );
+    assert!(
+        lines[3].starts_with("/u tmpfs ro,") && lines[3].contains("size=1024k"),
+        "{out}"
+    );
+    assert_eq!(lines.len(), 4, "{out}");
+}
+
+#[test]
+fn network_devices_move_in_with_their_addresses() {
+    let oci = Oci::new("devices");
+    oci.bundle("web", |config| {
+        shell(
+            config,
+            "ip -o addr show moved; ip -o link show dev2 | grep -c UP; ls /sys/class/net",
+        );
+        config["linux"]["netDevices"] = json!({"dev0": {"name": "moved"}, "dev2": {}});
+    });
+    let run = oci.with_bundle("run", &[], "web");
+    // In a network namespace of the call's own, where devices can be made.
+    let mut inside = Command::new("unshare");
+    inside
+        .args(["--net", "sh", "-ec"])
+        .arg(
+            "ip link add dev0 type veth peer name dev1; ip link add dev2 type veth peer name dev3; \
+             ip addr add 10.9.0.1/24 dev dev0; ip addr add fd09::1/64 dev dev0; ip link set dev0 up; \
+             \"$0\" \"$@\"; echo; ls /sys/class/net",
+        )
+        .arg(run.get_program())
+        .args(run.get_args())
+        .stdin(Stdio::null());
+    let ended = end(&mut inside);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let (container, host) = ended.out.split_once("\n\n").unwrap();
+    for address in ["10.9.0.1/24", "fd09::1/64"] {
+        assert!(container.contains(address), "{container}");
+    }
+    assert!(container.contains("\n1\n"), "{container}");
+    assert!(container.ends_with("dev2\nlo\nmoved"), "{container}");
+    // They have died with their namespace, and their other ends with them.
+    assert!(!host.contains("dev0") && !host.contains("dev2"), "{host}");
+}
+
+#[test]
 fn a_listener_gets_the_notifications() {
     let oci = Oci::new("notify");
     let socket = oci.dir().join("notify.sock");
@@ -459,7 +523,36 @@ fn what_cannot_be_done_is_refused_by_its_name() {
         ),
         (
             |c| c["linux"]["netDevices"] = json!({"eth9": {"name": "x"}}),
-            "linux.netDevices",
+            "linux.netDevices: cannot find the network device eth9",
+        ),
+        (
+            |c| c["linux"]["netDevices"] = json!({"eth9": {"name": "a/b"}}),
+            "linux.netDevices[eth9]: not the name of a network device",
+        ),
+        (
+            |c| {
+                c["linux"]["netDevices"] = json!({"eth8": {"name": "x"}, "eth9": {"name": "x"}});
+            },
+            "linux.netDevices[eth9]: another one is to be `x` as well",
+        ),
+        (
+            |c| {
+                let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.retain(|namespace| namespace["type"] != "network");
+                c["linux"]["netDevices"] = json!({"eth9": {}});
+            },
+            "linux.netDevices: cannot be moved without a network namespace",
+        ),
+        (
+            |c| c["mounts"][1]["options"] = json!(["remount", "rbind"]),
+            "`remount` changes a mount that is there",
+        ),
+        (
+            |c| {
+                let mount = json!({"destination": "/home", "options": ["remount", "bind", "ro"]});
+                c["mounts"].as_array_mut().unwrap().push(mount);
+            },
+            "cannot remount /home",
         ),
         (
             |c| c["linux"]["intelRdt"] = json!({"closID": "x"}),

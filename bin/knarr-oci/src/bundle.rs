@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use knarr_net::device::{Device, is_link_name};
 use knarr_runtime::Capability;
 use knarr_spec::runtime::Config;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 use crate::log::Log;
@@ -21,8 +24,7 @@ pub(crate) fn load(bundle: &Path) -> Result<Config> {
         }
         Err(error) => return Err(error.into()),
     };
-    let mut config: Config = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let mut config: Config = parse(&bytes, &path)?;
     if !config.oci_version.starts_with("1.") {
         return Err(Failure::new(format!(
             "ociVersion: `{}` is not served, only 1.x",
@@ -43,6 +45,66 @@ pub(crate) fn load(bundle: &Path) -> Result<Config> {
         }
     }
     Ok(config)
+}
+
+/// Understands JSON of an engine's. Those written in Go say `null` for what they leave empty.
+///
+/// # Errors
+/// Where it is not the JSON that it should be.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
+    let wrong = |error: serde_json::Error| Failure::new(format!("{}: {error}", path.display()));
+    let first = match serde_json::from_slice(bytes) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    match serde_json::from_slice::<Value>(bytes) {
+        Ok(mut value) if first.is_data() => {
+            drop_nulls(&mut value);
+            // The first error knows its line.
+            serde_json::from_value(value).map_err(|_| wrong(first))
+        }
+        _ => Err(wrong(first)),
+    }
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// The network devices that move in.
+///
+/// # Errors
+/// Names that no link can have, or two would.
+pub(crate) fn devices(config: &Config) -> Result<Vec<Device>> {
+    let Some(linux) = &config.linux else {
+        return Ok(Vec::new());
+    };
+    let mut devices: Vec<Device> = Vec::with_capacity(linux.net_devices.len());
+    for (name, asked) in &linux.net_devices {
+        let new_name = match asked.name.as_str() {
+            "" => name,
+            new_name => new_name,
+        };
+        let wrong = |reason: &str| Err(Failure::new(format!("linux.netDevices[{name}]: {reason}")));
+        if !is_link_name(name) || !is_link_name(new_name) {
+            return wrong("not the name of a network device");
+        }
+        if devices.iter().any(|other| other.new_name == *new_name) {
+            return wrong(&format!("another one is to be `{new_name}` as well"));
+        }
+        devices.push(Device {
+            name: name.clone(),
+            new_name: new_name.to_owned(),
+        });
+    }
+    Ok(devices)
 }
 
 /// Takes out the capabilities that cannot be given: "runtimes SHOULD NOT fail if the container
@@ -98,5 +160,32 @@ pub(crate) fn grant(config: &mut Config, log: &mut Log) {
             "capabilities that cannot be granted are left out: {}",
             names.join(" ")
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_nothing_and_errors_keep_their_place() {
+        let path = Path::new("config.json");
+        let text = br#"{"ociVersion": "1.0.2", "hooks": null, "annotations": null, "mounts": [
+            {"destination": "/m", "type": "tmpfs", "options": null}], "process": null}"#;
+        let config: Config = parse(text, path).unwrap();
+        assert_eq!(config.mounts.len(), 1);
+        assert!(config.process.is_none() && config.annotations.is_empty());
+        for (text, said) in [
+            (&b"{"[..], "config.json: EOF while parsing"),
+            (br#"{"ociVersion": null, "mounts": 5}"#, "null"),
+            (
+                br#"{"mounts": 5}"#,
+                "config.json: invalid type: integer `5`",
+            ),
+            (b"{} x", "config.json: trailing characters"),
+        ] {
+            let failure = parse::<Config>(text, path).unwrap_err();
+            assert!(failure.message.contains(said), "{}", failure.message);
+        }
     }
 }

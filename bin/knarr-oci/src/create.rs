@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use knarr_cgroup::{Cgroup, Layout};
 use knarr_fs::Error as FsError;
+use knarr_net::device::Device;
 use knarr_runtime::process::Identity;
 use knarr_runtime::rootless::is_nested;
 use knarr_runtime::seal::{self, Executable};
@@ -202,6 +203,8 @@ struct Preparation {
     plan: Plan,
     layout: Layout,
     record: Record,
+    /// Network devices that move in.
+    devices: Vec<Device>,
     /// Descriptors from 3 on that the program keeps.
     preserve: u32,
 }
@@ -273,6 +276,7 @@ fn prepare(globals: &mut Globals, request: &Request) -> Result<(Preparation, Own
         plan,
         layout,
         record,
+        devices: bundle::devices(&config)?,
         preserve,
     };
     Ok((preparation, tree))
@@ -443,6 +447,12 @@ impl Made {
                 // Engines read a container's numbers in v1 hierarchies by its process.
                 cgroup.join_all(begun.pid())?;
             }
+        }
+        if !preparation.devices.is_empty() {
+            let path = format!("/proc/{}/ns/net", begun.pid().as_raw_nonzero());
+            let namespace = knarr_net::open_namespace(&path)?;
+            knarr_net::device::move_into(namespace.as_fd(), &preparation.devices)
+                .map_err(|error| Failure::from(error).during("linux.netDevices"))?;
         }
         begun.joined()?;
         Ok(begun)

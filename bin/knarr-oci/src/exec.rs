@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::process::{DumpableBehavior, Pid};
 
 use crate::args::Parsed;
+use crate::bundle;
 use crate::command::Globals;
 use crate::container::{Container, Status};
 use crate::create::{Listeners, check_open, path, seal_self};
@@ -254,9 +255,8 @@ fn user(parsed: &Parsed, process: &mut ProcessPlan) -> Result<()> {
 
 /// `--process`: a process as config.json has it. What the config says of all processes stays.
 fn from_file(path: &str, own: &ProcessPlan) -> Result<ProcessPlan> {
-    let bytes = knarr_fs::read(Path::new(path))?;
-    let process: knarr_spec::runtime::Process =
-        serde_json::from_slice(&bytes).map_err(|error| Failure::new(format!("{path}: {error}")))?;
+    let path = Path::new(path);
+    let process: knarr_spec::runtime::Process = bundle::parse(&knarr_fs::read(path)?, path)?;
     let plan = knarr_runtime::process_plan(
         &process,
         &knarr_spec::runtime::Linux::default(),

@@ -57,6 +57,7 @@ pub(crate) fn features(_: &mut Globals, _: &Parsed) -> Result<ExitCode> {
             "noiversion",
             "nolazytime",
             "nomand",
+            "remount",
             "ridmap",
             "silent",
             "sync",
@@ -125,7 +126,7 @@ pub(crate) fn features(_: &mut Globals, _: &Parsed) -> Result<ExitCode> {
                 ],
             },
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         "annotations": {
             "io.knarr.version": env!("CARGO_PKG_VERSION"),

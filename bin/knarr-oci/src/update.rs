@@ -1,12 +1,14 @@
 //! `update`.
 
 use std::io::Read as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use knarr_cgroup::Limits;
 use knarr_spec::runtime::{BlockIo, Cpu, Memory, Pids, Resources};
 
 use crate::args::{Flag, Parsed};
+use crate::bundle;
 use crate::command::{Globals, value};
 use crate::container::{Container, Status};
 use crate::failure::{Failure, Result};
@@ -77,9 +79,9 @@ fn from_file(path: &str) -> Result<Resources> {
             .map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
         bytes
     } else {
-        knarr_fs::read(std::path::Path::new(path))?
+        knarr_fs::read(Path::new(path))?
     };
-    serde_json::from_slice(&bytes).map_err(|error| Failure::new(format!("{path}: {error}")))
+    bundle::parse(&bytes, Path::new(path))
 }
 
 fn from_flags(parsed: &Parsed) -> Result<Resources> {

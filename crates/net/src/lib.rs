@@ -25,6 +25,7 @@
 
 pub mod cni;
 mod conntrack;
+pub mod device;
 pub mod dns;
 pub mod driver;
 mod error;

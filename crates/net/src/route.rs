@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::str::FromStr;
 
 use rustix::io::Errno;
@@ -48,6 +48,8 @@ const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
 /// No duplicate address detection: the address works at once, and Knarr's leases are exclusive.
 const IFA_F_NODAD: u8 = 2;
+const IFA_F_PERMANENT: u8 = 0x80;
+const RT_SCOPE_UNIVERSE: u8 = 0;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -209,6 +211,17 @@ impl Socket {
 
     /// All addresses: the link's index, the address and how long its network's prefix is.
     pub(crate) fn addresses(&self) -> Result<Vec<(u32, Subnet)>> {
+        self.addresses_that(|_, _| true)
+    }
+
+    /// Those of global scope that do not run out.
+    pub(crate) fn lasting_addresses(&self) -> Result<Vec<(u32, Subnet)>> {
+        self.addresses_that(|flags, scope| {
+            flags & IFA_F_PERMANENT != 0 && scope == RT_SCOPE_UNIVERSE
+        })
+    }
+
+    fn addresses_that(&self, asked: impl Fn(u8, u8) -> bool) -> Result<Vec<(u32, Subnet)>> {
         let mut question = Batch::default();
         question.push(
             "",
@@ -221,7 +234,11 @@ impl Socket {
         refused(
             "list addresses",
             self.ask(&question, |payload| {
-                let prefix = payload.get(1).copied().unwrap_or_default();
+                let byte = |at: usize| payload.get(at).copied().unwrap_or_default();
+                let prefix = byte(1);
+                if !asked(byte(2), byte(3)) {
+                    return;
+                }
                 let mut address = None;
                 for (kind, value) in attributes(payload, 8) {
                     if kind == IFA_LOCAL || (kind == IFA_ADDRESS && address.is_none()) {
@@ -339,6 +356,16 @@ pub(crate) fn set_up(batch: &mut Batch, name: &str, alias: Option<&str>) {
         if let Some(alias) = alias {
             all.text(IFLA_IFALIAS, alias);
         }
+    });
+}
+
+/// Moves a link to the namespace behind a descriptor, where it gets a new name and is down.
+pub(crate) fn move_link(batch: &mut Batch, link: &Link, namespace: RawFd, new_name: &str) {
+    let what = format!("move the network device {} as {new_name}", link.name);
+    let header = link_header(link.index, 0);
+    batch.push(what, RTM_NEWLINK, ACK, &header, |all| {
+        all.u32(IFLA_NET_NS_FD, namespace.unsigned_abs());
+        all.text(IFLA_IFNAME, new_name);
     });
 }
 

@@ -226,7 +226,7 @@ fn create(job: &Job<'_>) -> Result<i32, Fault> {
             Source::New { file_system, .. } => {
                 job.cgroups == CgroupNamespace::Late && file_system.as_c_str() == c"cgroup2"
             }
-            Source::Tree { .. } => false,
+            Source::Tree { .. } | Source::Again { .. } => false,
         };
         if !waits {
             attach(root, mount, index)?;

@@ -272,6 +272,18 @@ pub enum MountKind {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         super_options: Vec<SuperOption>,
     },
+    /// What is mounted there already gets these attributes and options instead of its own (mount(2),
+    /// `MS_REMOUNT`).
+    Remount {
+        /// Only the mount's attributes, not the file system's options.
+        bind: bool,
+        /// Options of the file system, with commas.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        data: String,
+        /// How the file system itself works.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        super_options: Vec<SuperOption>,
+    },
     /// The container's own view of its cgroups.
     Cgroup {
         /// Which hierarchies.

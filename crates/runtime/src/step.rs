@@ -449,6 +449,7 @@ pub(crate) fn mount_text(mount: &MountPlan) -> String {
         MountKind::New { file_system, .. } => {
             format!("cannot mount a {file_system} on {}", mount.destination)
         }
+        MountKind::Remount { .. } => format!("cannot remount {}", mount.destination),
         MountKind::Cgroup { .. } => format!("cannot mount cgroups on {}", mount.destination),
     }
 }
@@ -461,6 +462,9 @@ fn mount_hint(mount: &MountPlan, errno: Errno) -> Option<String> {
         (MountKind::New { data, .. }, Errno::INVAL) if !data.is_empty() => Some(format!(
             "one of the options `{data}` is not the file system's"
         )),
+        (MountKind::Remount { .. }, Errno::INVAL) => Some(
+            "it must be where something is mounted, and the options that file system's".to_owned(),
+        ),
         (MountKind::New { file_system, .. }, Errno::PERM) if file_system == "proc" => {
             Some("parts of the caller's own /proc are masked; the kernel forbids a new one".into())
         }

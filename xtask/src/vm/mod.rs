@@ -36,6 +36,7 @@ const SUITES: &[(&str, &str)] = &[
     ("knarr-tests", "lifecycle"),
     ("knarr-tests", "oci_apparmor"),
     ("knarr-tests", "oci_commands"),
+    ("knarr-tests", "oci_events"),
     ("knarr-tests", "oci_systemd"),
     ("knarr-tests", "run"),
     ("knarr-tests", "volumes"),

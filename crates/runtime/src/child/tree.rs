@@ -18,6 +18,9 @@ use crate::prepare::{Device, DeviceSource, Mount, Place, Source, Tree, propagati
 use crate::step::{Fault, Step};
 use crate::weak;
 
+/// linux/mount.h; rustix has a function of its own for it, which takes no handle.
+const MS_REMOUNT: u32 = 32;
+
 /// Puts the detached root where it will be found: over the old one (paths from `/` still lead
 /// through that), or at its own place on the host.
 pub(super) fn attach_root(root: BorrowedFd<'_>, place: &CStr) -> Outcome<()> {
@@ -212,6 +215,18 @@ pub(super) fn attach(root: BorrowedFd<'_>, mount: &Mount, index: usize) -> Resul
             mount_here(target.as_fd(), file_system, source, data.as_deref(), *flags)
                 .map_err(Fault::nth(Step::Mount, index))?;
             leave(target);
+        }
+        Source::Again { data, flags } => {
+            let flags = *flags | MountFlags::from_bits_retain(MS_REMOUNT);
+            let place = open(
+                root,
+                &mount.place.path,
+                OFlags::PATH | OFlags::DIRECTORY,
+                ResolveFlags::empty(),
+            );
+            place
+                .and_then(|there| mount_here(there.as_fd(), c"", c"", data.as_deref(), flags))
+                .map_err(Fault::nth(Step::Mount, index))?;
         }
         Source::Hierarchies { list, flags } => {
             let target = target(Kind::Directory, ResolveFlags::empty())?;

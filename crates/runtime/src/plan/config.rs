@@ -56,7 +56,8 @@ fn unsupported(field: impl Into<String>, what: impl Into<String>) -> Error {
 }
 
 /// Decides what [`crate::begin`] will do. Pure: no file, no system call. Resources are not part of
-/// it (see `knarr_cgroup`), nor is the root's path (the caller mounts it).
+/// it (see `knarr_cgroup`), nor are network devices (`knarr_net::device`: the caller moves them when the
+/// process is there), nor is the root's path (the caller mounts it).
 ///
 /// # Errors
 /// [`Error::Config`] for what is wrong, [`Error::Unsupported`] for what is not served, each naming
@@ -74,12 +75,6 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
             "Intel's resource director technology",
         ));
     }
-    if !linux.net_devices.is_empty() {
-        return Err(unsupported(
-            "linux.netDevices",
-            "moving network devices into a container",
-        ));
-    }
     let (create, join) = namespaces(linux)?;
     let has = |kind: Namespace| create.contains(&kind) || join.iter().any(|j| j.kind == kind);
     if !has(Namespace::Mount) {
@@ -87,6 +82,10 @@ pub fn plan(config: &runtime::Config, options: &PlanOptions) -> Result<Plan> {
             "linux.namespaces",
             "a container in the host's mount namespace",
         ));
+    }
+    if !linux.net_devices.is_empty() && !has(Namespace::Network) {
+        let reason = "cannot be moved without a network namespace";
+        return Err(invalid("linux.netDevices", reason));
     }
     let hooks = hooks(config.hooks.as_ref())?;
     for (field, value) in [

@@ -106,6 +106,7 @@ pub(super) fn plan(
     let mut idmap: Option<bool> = None;
     let (mut bind, mut recursive, mut copy_up) =
         (mount.kind.as_deref() == Some("bind"), false, false);
+    let mut remount = false;
     let mut data: Vec<&str> = Vec::new();
     for option in &mount.options {
         // `relatime` and `rw` begin with an r of their own.
@@ -143,7 +144,7 @@ pub(super) fn plan(
                 "tmpcopyup" => copy_up = true,
                 "idmap" => idmap = Some(false),
                 "ridmap" => idmap = Some(true),
-                "remount" => return Err(unsupported("options", format!("`{option}`"))),
+                "remount" => remount = true,
                 _ => data.push(option),
             },
         }
@@ -163,6 +164,19 @@ pub(super) fn plan(
             maps,
             &invalid,
         )?);
+    }
+    if remount {
+        let deep = !planned.change_recursive.is_empty() || recursive;
+        if deep || copy_up || planned.idmap.is_some() || (bind && !data.is_empty()) {
+            let reason = "`remount` changes a mount that is there, and only that one".to_owned();
+            return Err(invalid("options", reason));
+        }
+        planned.kind = MountKind::Remount {
+            bind,
+            data: data.join(","),
+            super_options,
+        };
+        return Ok(planned);
     }
     planned.kind = if bind {
         if let Some(word) = super_options.first() {

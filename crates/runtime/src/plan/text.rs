@@ -238,6 +238,20 @@ impl fmt::Display for MountPlan {
                     write!(f, " tmpcopyup")?;
                 }
             }
+            MountKind::Remount {
+                bind,
+                data,
+                super_options,
+            } => {
+                let what = if *bind { "mount" } else { "file system" };
+                write!(f, "remount   the {what} on {}", self.destination)?;
+                for option in super_options {
+                    write!(f, " {}", word(option))?;
+                }
+                if !data.is_empty() {
+                    write!(f, " {data}")?;
+                }
+            }
             MountKind::Cgroup {
                 view: CgroupView::Unified,
             } => {

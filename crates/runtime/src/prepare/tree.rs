@@ -39,6 +39,11 @@ pub(crate) enum Source {
         data: Option<CString>,
         flags: MountFlags,
     },
+    /// mount(2) with MS_REMOUNT.
+    Again {
+        data: Option<CString>,
+        flags: MountFlags,
+    },
     /// A tmpfs with these in it: directory, options (none for cgroup2).
     Hierarchies {
         list: Vec<(CString, Option<CString>)>,
@@ -308,6 +313,33 @@ fn prepare_mount(
                 flags: mount_flags(&mount.change)
                     | mount_flags(&mount.change_recursive)
                     | super_flags(super_options),
+            }
+        }
+        MountKind::Remount {
+            bind,
+            data,
+            super_options,
+        } => {
+            for (word, deep) in [
+                (mount.propagation, false),
+                (mount.propagation_recursive, true),
+            ] {
+                if let Some(word) = word {
+                    after.push((propagation(word), deep));
+                }
+            }
+            let only = if *bind {
+                MountFlags::BIND
+            } else {
+                MountFlags::empty()
+            };
+            Source::Again {
+                data: if data.is_empty() {
+                    None
+                } else {
+                    Some(c_string(field, data)?)
+                },
+                flags: only | mount_flags(&mount.change) | super_flags(super_options),
             }
         }
         MountKind::Cgroup { view } => {

@@ -190,8 +190,11 @@ fn what_cannot_be_is_told_with_its_field() {
             "mounts[7].options: Sync is of the file system, which a bind mount cannot change",
         ),
         (
-            |c| c.mounts.push(mount("/x", "tmpfs", "x", &["remount"])),
-            "mounts[7].options: `remount` is not served",
+            |c| {
+                c.mounts
+                    .push(mount("/x", "tmpfs", "x", &["remount", "rro"]))
+            },
+            "mounts[7].options: `remount` changes a mount that is there, and only that one",
         ),
         (
             |c| {
