@@ -53,12 +53,6 @@ fn points(of_images: bool) -> Result<BTreeSet<String>> {
             }
         }
     }
-    // Of changes of networks, which have no cases yet.
-    found.retain(|name| {
-        !["net.", "network.", "monitor.network-chang"]
-            .iter()
-            .any(|part| name.starts_with(part))
-    });
     // The failpoint crate's own examples.
     found.retain(|name| !UNREACHED.iter().any(|(unreached, _)| name == unreached));
     ensure!(found.len() >= 10, "the matrix is empty: {found:?}");
@@ -87,6 +81,9 @@ const UNREACHED: &[(&str, &str)] = &[
 
 /// Points in the container's first process: SIGSTOP from itself does nothing to it.
 const IN_INIT: [&str; 3] = ["run.mounted", "run.gate", "run.exec"];
+
+/// The points of networks and ports, which cases of their own pass.
+const NETWORK: &[&str] = &["net.", "network.", "monitor.network-chang"];
 
 /// From these on a program runs, and lives on whoever dies.
 const RUNS: [&str; 4] = [
@@ -498,6 +495,108 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        name: "run -p",
+        points: NETWORK,
+        run: |trial| {
+            let mut args = SLEEP.to_vec();
+            args.splice(1..1, ["-p", "18080:80"]);
+            args.push("60");
+            trial.armed(&args)
+        },
+    },
+    Case {
+        name: "run --rm -p",
+        points: NETWORK,
+        run: |trial| {
+            trial.armed(&[
+                "run", "--rm", "-p", "18080:80", "--name", "kk", "busybox", "true",
+            ])
+        },
+    },
+    Case {
+        name: "publish and unpublish",
+        points: NETWORK,
+        run: |trial| {
+            if !armed_monitor(trial, &[&SLEEP[..], &["60"]].concat())? {
+                return Ok(());
+            }
+            let pid = trial.knarr.ok(["inspect", "-f", "{{.State.Pid}}", "kk"])?;
+            trial.armed(&["network", "publish", "kk", "18080-18089:8080-8089"])?;
+            if !trial.fired() {
+                trial.armed(&["network", "unpublish", "--all", "kk"])?;
+            }
+            if matches!(trial.how, How::Another(_)) {
+                return Ok(());
+            }
+            lives_on(trial.knarr, &pid)?;
+            // Whatever came of it, this call ends the matter.
+            let closed = trial.knarr.run(["network", "unpublish", "--all", "kk"])?;
+            ensure!(
+                closed.code == 0 || closed.stderr.contains("publishes no port"),
+                "unpublish said {closed:?}"
+            );
+            ensure!(trial.knarr.ok(["port", "kk"])?.is_empty(), "a port is told");
+            let left = trial.knarr.leftovers(" ps -a");
+            ensure!(
+                !left.iter().any(|item| item.starts_with("open ports")),
+                "a port is open: {left:#?}"
+            );
+            lives_on(trial.knarr, &pid)
+        },
+    },
+    Case {
+        name: "connect and disconnect",
+        points: NETWORK,
+        run: |trial| {
+            trial.knarr.ok(["network", "create", "kn"])?;
+            if !armed_monitor(trial, &[&SLEEP[..], &["60"]].concat())? {
+                return Ok(());
+            }
+            let pid = trial.knarr.ok(["inspect", "-f", "{{.State.Pid}}", "kk"])?;
+            trial.armed(&["network", "connect", "--alias", "other", "kn", "kk"])?;
+            if !trial.fired() {
+                trial.armed(&["network", "disconnect", "kn", "kk"])?;
+            }
+            if matches!(trial.how, How::Another(_)) {
+                return Ok(());
+            }
+            lives_on(trial.knarr, &pid)?;
+            trial.knarr.run(["network", "disconnect", "kn", "kk"])?;
+            let links = trial.knarr.ok(["exec", "kk", "ls", "/sys/class/net"])?;
+            ensure!(links == "eth0\nlo", "it has the links {links}");
+            let network = trial.knarr.run_root().join("networks/kn");
+            for folder in ["leases", "names"] {
+                let left = files(&network.join(folder));
+                ensure!(left.is_empty(), "left behind: {left:?}");
+            }
+            trial.knarr.ok(["network", "rm", "kn"])?;
+            lives_on(trial.knarr, &pid)
+        },
+    },
+    Case {
+        name: "network create and rm",
+        points: NETWORK,
+        run: |trial| {
+            trial.armed(&["network", "create", "kn"])?;
+            if !trial.fired() {
+                trial.armed(&[
+                    "run",
+                    "--rm",
+                    "--network",
+                    "kn",
+                    "--name",
+                    "kk",
+                    "busybox",
+                    "true",
+                ])?;
+            }
+            if !trial.fired() {
+                trial.armed(&["network", "rm", "kn"])?;
+            }
+            Ok(())
+        },
+    },
+    Case {
         name: "volume rm",
         points: &["volume."],
         run: |trial| {
@@ -564,8 +663,21 @@ fn nothing_left(knarr: &Knarr) -> Result<()> {
         "rm -f said {output:?}"
     );
     knarr.ok(["volume", "rm", "-f", "kv"])?;
+    let output = knarr.run(["network", "rm", "kn"])?;
+    ensure!(
+        output.code == 0 || output.stderr.contains("not found"),
+        "network rm said {output:?}"
+    );
     let left = || {
         let mut left = knarr.leftovers(" ps -a");
+        left.extend(files(&knarr.run_root().join("networks/kn")));
+        let links = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+        left.extend(
+            links
+                .lines()
+                .filter(|line| line.trim().starts_with("kn-"))
+                .map(str::to_owned),
+        );
         left.extend(
             knarr
                 .ok(["volume", "ls", "-q"])
@@ -612,6 +724,7 @@ fn attempt(knarr: &Knarr, case: &Case, point: &str, how: How) -> Result<Vec<Proc
         }
         knarr.run(["rm", "-f", "-v", "kk", "other"]).ok();
         knarr.run(["volume", "rm", "-f", "kv"]).ok();
+        knarr.run(["network", "rm", "kn"]).ok();
     }
     done.with_context(|| format!("{}, {point}, {how:?}", case.name))?;
     Ok(trial
@@ -630,7 +743,8 @@ fn matrix(knarr: &Knarr, cases: &[Case], points: &BTreeSet<String>) -> Result<()
     for case in cases {
         for point in points {
             let wanted = |part: &&str| point.starts_with(part);
-            if !(case.points.is_empty() || case.points.iter().any(wanted))
+            let all = case.points.is_empty() && !NETWORK.iter().any(wanted);
+            if !(all || case.points.iter().any(wanted))
                 || !format!("{} {point}", case.name).contains(&only)
             {
                 continue;

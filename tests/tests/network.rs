@@ -246,3 +246,297 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
     nothing_is_left(&knarr);
     Ok(())
 }
+
+/// What cannot be reached: the shell line fails, and soon.
+fn refused(knarr: &Knarr, flags: &[&str], script: &str) -> Result<()> {
+    let args = [&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat();
+    let output = knarr.run(args)?;
+    anyhow::ensure!(output.code != 0, "{script} worked: {output:?}");
+    Ok(())
+}
+
+fn on(knarr: &Knarr, name: &str, network: &str, field: &str) -> Result<String> {
+    let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").{field}}}}}");
+    knarr.ok(["inspect", "-f", &format, name])
+}
+
+#[test]
+fn networks_keep_to_themselves_and_internal_ones_to_the_machine() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let outside = Netns::new()?;
+    Netns::current()?.link(
+        ("lan0", &["10.80.0.1/24"]),
+        &outside,
+        ("lan0", &["10.80.0.2/24"]),
+    )?;
+    let server = outside.within(|| Ok(std::net::TcpListener::bind("10.80.0.2:80")?))?;
+    let served = std::thread::spawn(move || -> Result<String> {
+        let (mut stream, from) = server.accept()?;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\noutside")?;
+        Ok(from.ip().to_string())
+    });
+    knarr.ok(["network", "create", "front"])?;
+    knarr.ok(["network", "create", "--internal", "inside"])?;
+    web(&knarr, "web", &["--network", "front"])?;
+    web(&knarr, "db", &["--network", "inside"])?;
+    let (web, db) = (
+        on(&knarr, "web", "front", "IPAddress")?,
+        on(&knarr, "db", "inside", "IPAddress")?,
+    );
+    assert_eq!(sh(&knarr, &["--network", "front"], &ask("web"))?, "web");
+    assert_eq!(sh(&knarr, &["--network", "inside"], &ask("db"))?, "db");
+    for (network, script) in [
+        ("bridge", ask(&web)),
+        ("bridge", ask(&db)),
+        ("front", ask(&db)),
+        ("inside", ask(&web)),
+        ("inside", ask("10.80.0.2")),
+        ("inside", "ip route | grep default".to_owned()),
+    ] {
+        refused(&knarr, &["--network", network], &script)?;
+    }
+    // Outside sees this host's address.
+    assert_eq!(
+        sh(&knarr, &["--network", "front"], &ask("10.80.0.2"))?,
+        "outside"
+    );
+    let from = served.join().ok().context("the server panicked")??;
+    assert_eq!(from, "10.80.0.1");
+    // One that is on both reaches both.
+    knarr.ok(["network", "connect", "--alias", "store", "inside", "web"])?;
+    assert_eq!(knarr.ok(["exec", "web", "sh", "-c", &ask("db")])?, "db");
+    assert_eq!(sh(&knarr, &["--network", "inside"], &ask("store"))?, "web");
+    let used = knarr.run(["network", "rm", "inside"])?;
+    assert_eq!(used.code, 1);
+    assert!(
+        used.stderr.contains("active endpoints: db, web")
+            || used.stderr.contains("active endpoints: web, db"),
+        "{}",
+        used.stderr
+    );
+    knarr.ok(["network", "disconnect", "inside", "web"])?;
+    assert_eq!(
+        knarr.ok(["exec", "web", "ls", "/sys/class/net"])?,
+        "eth0\nlo"
+    );
+    knarr.ok(["rm", "-f", "web", "db"])?;
+    knarr.ok(["network", "rm", "front", "inside"])?;
+    let left = net::output(&["ip", "-br", "link"])?;
+    assert!(!left.contains("kn-"), "{left}");
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn options_of_a_bridge_are_obeyed() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    knarr.ok([
+        "network",
+        "create",
+        "-o",
+        "com.docker.network.bridge.enable_icc=false",
+        "-o",
+        "com.docker.network.driver.mtu=1400",
+        "-o",
+        "com.docker.network.bridge.name=br-own",
+        "--subnet",
+        "10.90.0.0/24",
+        "--gateway",
+        "10.90.0.254",
+        "--ip-range",
+        "10.90.0.64/28",
+        "--aux-address",
+        "router=10.90.0.64",
+        "apart",
+    ])?;
+    web(&knarr, "web", &["--network", "apart", "-p", "8080:80"])?;
+    let web = on(&knarr, "web", "apart", "IPAddress")?;
+    assert!(
+        ["10.90.0.65", "10.90.0.66"].contains(&web.as_str()),
+        "{web}"
+    );
+    assert_eq!(get(&format!("{web}:80")), "web");
+    assert_eq!(get("127.0.0.1:8080"), "web");
+    // By name and address it is there, but not for its neighbours.
+    refused(&knarr, &["--network", "apart"], &ask("web"))?;
+    let seen = sh(
+        &knarr,
+        &["--network", "apart", "--ip", "10.90.0.7"],
+        "cat /sys/class/net/eth0/mtu; ip route; ip -4 addr show eth0 | grep -c 10.90.0.7/24",
+    )?;
+    let seen: Vec<_> = seen.lines().map(str::trim).collect();
+    assert_eq!(
+        seen,
+        [
+            "1400",
+            "default via 10.90.0.254 dev eth0",
+            "10.90.0.0/24 dev eth0 scope link  src 10.90.0.7",
+            "1"
+        ]
+    );
+    net::run(&["ip", "link", "show", "br-own"])?;
+    let taken = knarr.run([
+        "run",
+        "--rm",
+        "--network",
+        "apart",
+        "--ip",
+        &web,
+        "busybox",
+        "true",
+    ])?;
+    assert_eq!(taken.code, 125);
+    assert!(taken.stderr.contains("in use by container"), "{taken:?}");
+    knarr.ok(["rm", "-f", "web"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn a_network_may_have_ipv6() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let outside = Netns::new()?;
+    Netns::current()?.link(
+        ("lan0", &["fd80::1/64"]),
+        &outside,
+        ("lan0", &["fd80::2/64"]),
+    )?;
+    knarr.ok([
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd90::/64",
+        "six",
+    ])?;
+    web(
+        &knarr,
+        "web",
+        &["--network", "six", "--ip6", "fd90::80", "-p", "8080:80"],
+    )?;
+    assert_eq!(on(&knarr, "web", "six", "GlobalIPv6Address")?, "fd90::80");
+    for url in [
+        "[fd90::80]:80",
+        "[fd80::1]:8080",
+        "[::1]:8080",
+        "127.0.0.1:8080",
+    ] {
+        assert_eq!(get(url), "web", "{url}");
+    }
+    // From a neighbour by the published port, and not by the container's own address.
+    let by_port = outside.within(|| {
+        Ok(knarr_testkit::wait_for(PATIENCE, || {
+            try_get("[fd80::1]:8080")
+        }))
+    })?;
+    assert_eq!(by_port.as_deref(), Some("web"));
+    let by_route = outside.within(|| {
+        net::run(&["ip", "-6", "route", "add", "fd90::/64", "via", "fd80::1"])?;
+        Ok(try_get("[fd90::80]:80"))
+    })?;
+    assert_eq!(by_route, None);
+    let names = sh(&knarr, &["--network", "six"], "nslookup -type=aaaa web")?;
+    assert!(names.contains("fd90::80"), "{names}");
+    // Without, there is none.
+    let plain = sh(&knarr, &[], "ip -6 addr show eth0")?;
+    assert_eq!(plain, "");
+    knarr.ok(["rm", "-f", "web"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn macvlan_puts_containers_on_the_hosts_network() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    let outside = Netns::new()?;
+    Netns::current()?.link(("lan0", &[]), &outside, ("lan0", &["10.70.0.1/24"]))?;
+    let missing = knarr.run([
+        "network",
+        "create",
+        "-d",
+        "macvlan",
+        "-o",
+        "parent=no0",
+        "x",
+    ])?;
+    assert_eq!(missing.code, 1);
+    assert!(
+        missing
+            .stderr
+            .contains("the parent interface no0 is not there"),
+        "{}",
+        missing.stderr
+    );
+    knarr.ok([
+        "network",
+        "create",
+        "-d",
+        "macvlan",
+        "-o",
+        "parent=lan0",
+        "--subnet",
+        "10.70.0.0/24",
+        "--gateway",
+        "10.70.0.1",
+        "lan",
+    ])?;
+    web(&knarr, "web", &["--network", "lan", "--ip", "10.70.0.9"])?;
+    let answer = outside.within(|| {
+        Ok(knarr_testkit::wait_for(PATIENCE, || {
+            try_get("10.70.0.9:80")
+        }))
+    })?;
+    assert_eq!(answer.as_deref(), Some("web"));
+    assert_eq!(sh(&knarr, &["--network", "lan"], &ask("web"))?, "web");
+    let publishing = knarr.run([
+        "run",
+        "--rm",
+        "--network",
+        "lan",
+        "-p",
+        "80:80",
+        "busybox",
+        "true",
+    ])?;
+    assert_eq!(publishing.code, 125);
+    assert!(
+        publishing.stderr.contains("on no network behind this host"),
+        "{}",
+        publishing.stderr
+    );
+    knarr.ok(["rm", "-f", "web"])?;
+    knarr.ok(["network", "rm", "lan"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}
+
+#[test]
+fn a_thousand_ports_are_held() -> Result<()> {
+    let knarr = Knarr::with_busybox()?;
+    knarr.ok([
+        "run",
+        "-d",
+        "--name",
+        "many",
+        "-p",
+        "20000-20999:20000-20999",
+        "busybox",
+        "sh",
+        "-c",
+        "ulimit -n; nc -ll -p 20999 -e echo last",
+    ])?;
+    let answer = eventually(PATIENCE, "the last port", || {
+        let text = net::output(&["sh", "-c", "busybox nc -w 2 127.0.0.1 20999 </dev/null"]).ok()?;
+        (text == "last\n").then_some(text)
+    });
+    assert_eq!(answer, "last\n");
+    // It does not see that its monitor needs more.
+    assert_eq!(knarr.ok(["logs", "many"])?, "1024");
+    assert!(
+        std::net::TcpListener::bind("127.0.0.1:20500").is_err(),
+        "a port in the middle is free"
+    );
+    knarr.ok(["rm", "-f", "many"])?;
+    nothing_is_left(&knarr);
+    Ok(())
+}

@@ -137,6 +137,34 @@ fn parse_versioned<T: serde::de::DeserializeOwned>(
     }
 }
 
+/// How many open files a container may have where nobody says otherwise.
+const DESCRIPTORS: u64 = 1024;
+
+/// Lets this process have `more` open files beside what it needs anyway. The containers that it
+/// starts have [`DESCRIPTORS`] all the same.
+pub(crate) fn make_room(more: u64) -> Result<()> {
+    let needed = DESCRIPTORS / 4 + more;
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(needed),
+        ..limit
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(|_| {
+        Error::from(knarr_net::Error::Invalid {
+            message: format!(
+                "publishing so many ports takes {needed} open files, and the limit is {}",
+                limit.maximum.unwrap_or_default()
+            ),
+            hint: Some(
+                "publish fewer, or start Knarr with a higher hard limit (`ulimit -Hn`)".to_owned(),
+            ),
+        })
+    })
+}
+
 /// Lets go of what would tie the container to who happened to start it. Session, cgroup, signals
 /// and environment are new already.
 fn leave_the_caller() {
@@ -145,7 +173,7 @@ fn leave_the_caller() {
     rustix::process::chdir("/").ok();
     for (resource, soft, hard) in [
         // What systemd gives to services; more makes programs that close all of them slow.
-        (Resource::Nofile, Some(1024), Some(524_288)),
+        (Resource::Nofile, Some(DESCRIPTORS), Some(524_288)),
         (Resource::Core, None, None),
         (Resource::Fsize, None, None),
         (Resource::Data, None, None),

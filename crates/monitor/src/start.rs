@@ -1,6 +1,7 @@
 //! Making the container: mounts, cgroup, streams, the first process. In that order, each step's
 //! leftovers named in `undo` before it is taken.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -9,15 +10,16 @@ use knarr_diag::{Explain as _, Report};
 use knarr_fs::{Durability, Lock, tree};
 use knarr_layer::HeldLayer;
 use knarr_net::Membership;
-use knarr_runtime::{Extras, Launch, Stdio};
-use rustix::fs::{Mode, OFlags};
-use rustix::process::Pid;
 
-use crate::Result;
+use knarr_runtime::{Extras, Launch, Plan, Rlimit, Stdio};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Resource};
+
 use crate::request::{CopyUp, Request};
 use crate::state::ProcessId;
 use crate::stdio::{self, Ends};
 use crate::watch::namespace_of;
+use crate::{DESCRIPTORS, Result};
 
 /// A container whose program runs.
 #[derive(Debug)]
@@ -58,8 +60,9 @@ pub(crate) fn start(
         )
     };
     knarr_fs::failpoint!("monitor.stdio");
+    let plan = with_usual_limit(&request.runtime);
     let begun = knarr_runtime::begin(Launch {
-        plan: &request.runtime,
+        plan: &plan,
         rootfs: root.root,
         stdio,
         cgroup: cgroup.dir_fd(),
@@ -92,6 +95,27 @@ pub(crate) fn start(
         cgroup,
         held: root.held,
     })
+}
+
+/// With the usual limit of open files, where this process has raised its own.
+fn with_usual_limit(plan: &Plan) -> Cow<'_, Plan> {
+    const NAME: &str = "RLIMIT_NOFILE";
+    let own = rustix::process::getrlimit(Resource::Nofile);
+    let said = plan
+        .process
+        .rlimits
+        .iter()
+        .any(|limit| limit.resource == NAME);
+    if said || own.current.is_some_and(|current| current <= DESCRIPTORS) {
+        return Cow::Borrowed(plan);
+    }
+    let mut plan = plan.clone();
+    plan.process.rlimits.push(Rlimit {
+        resource: NAME.to_owned(),
+        soft: DESCRIPTORS,
+        hard: own.maximum.unwrap_or(u64::MAX),
+    });
+    Cow::Owned(plan)
 }
 
 /// The volume is being filled; found by another start, it means that the filling was cut short.

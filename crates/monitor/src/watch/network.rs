@@ -38,6 +38,7 @@ impl Watch {
                 endpoint.ipv6 = endpoint.ipv6.or(ipv6.map(|place| place.address));
             }
         }
+        crate::make_room(sockets(&plan.ports))?;
         let network = Membership::prepare(&self.paths.run_root, &self.id, &plan)?;
         self.keep_network(network)
     }
@@ -49,6 +50,7 @@ impl Watch {
         };
         let namespace = namespace_of(init.id.pid)?;
         let attached = std::mem::take(&mut self.state.network);
+        crate::make_room(attached.ports.len() as u64)?;
         let noted = self.undo.networks().to_vec();
         let network = Membership::adopt(
             &self.paths.run_root,
@@ -72,6 +74,10 @@ impl Watch {
     /// served by copying.
     fn watch_ports(&self) -> Result<()> {
         let held = self.network.as_ref().map_or(&[][..], Membership::held);
+        if !held.is_empty() {
+            // With less room fewer connections are served at a time.
+            crate::make_room(held.len() as u64 + super::splice::DESCRIPTORS).ok();
+        }
         for (token, held) in (FIRST_PORT..).zip(held) {
             if held.bound.protocol != Protocol::Tcp {
                 continue;
@@ -185,6 +191,11 @@ impl Watch {
     }
 
     pub(super) fn publish(&mut self, ports: &[PortRequest]) -> std::result::Result<(), Report> {
+        let held = self
+            .network
+            .as_ref()
+            .map_or(0, |network| network.held().len());
+        crate::make_room(held as u64 + sockets(ports)).map_err(|error| error.report())?;
         self.change_network(|_| {}, |network| network.publish(ports))?;
         self.keep_plan(|plan| plan.ports.extend(ports.iter().cloned()))
     }
@@ -258,6 +269,15 @@ impl Watch {
         };
         keep().map_err(|error| error.report())
     }
+}
+
+/// How many sockets keep these ports.
+fn sockets(ports: &[PortRequest]) -> u64 {
+    let each = |request: &PortRequest| {
+        let families = if request.host.is_none() { 2 } else { 1 };
+        u64::from(request.count) * families
+    };
+    ports.iter().map(each).sum()
 }
 
 /// The network namespace of a process; `None` where it has ended.

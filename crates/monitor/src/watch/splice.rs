@@ -14,6 +14,8 @@ use super::FIRST_SPLICE;
 
 /// The most connections at a time; more wait in the socket's queue.
 const MOST: usize = 256;
+/// What they take: two sockets and two pipes each.
+pub(super) const DESCRIPTORS: u64 = MOST as u64 * 6;
 /// What a pipe holds, in bytes.
 const PIPE: usize = 64 << 10;
 
