@@ -127,6 +127,16 @@ pub(super) fn chains(to: &mut Transaction<'_>, no_router: bool) {
         "prerouting",
         &[&loopback4(16)[..], &[Give(Return)]].concat(),
     );
+    // The kernel sends nothing elsewhere that comes from ::1: whoever holds the port serves it.
+    let loopback6 = Equal(REG_1, octets(Ipv6Addr::LOCALHOST.into()));
+    to.add_rule(
+        "output",
+        &[
+            &address(Family::Ipv6, 24, 16)[..],
+            &[loopback6, Give(Return)],
+        ]
+        .concat(),
+    );
     for chain in ["prerouting", "output"] {
         to.add_rule(chain, &[local(false), is_local(), Give(Jump("publish"))]);
     }
