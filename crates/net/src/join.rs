@@ -581,11 +581,10 @@ impl Membership {
                 all = false;
                 return true;
             }
-            for address in joint.addresses() {
-                let given = lease::give_back(&self.run_root, &joint.network, &self.id, address);
-                if result.is_ok() {
-                    result = given;
-                }
+            // Those included that an earlier start could not give back.
+            let given = lease::give_back_all(&self.run_root, &joint.network, &self.id);
+            if result.is_ok() {
+                result = given;
             }
             false
         });
@@ -661,7 +660,7 @@ pub fn sweep(run_root: &Path, id: &ContainerId, networks: &[String]) -> Result<(
     let mut result = firewall::close(run_root, id, &[]).map(|gone| conntrack::forget(&gone));
     for network in networks {
         result = result.and(lease::forget_names(run_root, network, id));
-        let deadline = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + Duration::from_secs(2);
         while lease::has_link(network, id)? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -3,7 +3,8 @@
 //! Owns what stands below `<run root>/networks` and `<run root>/published`, the links whose names
 //! begin with `knarr`, `kn-` and `kv`, and the nf_tables table `knarr`. Speaks netlink itself: no
 //! daemon is asked, and no program run but the plugins of [`cni`]. Everything is synchronous; what
-//! the kernel does slowly (taking a link away) is waited for only by [`sweep`], half a second at most.
+//! the kernel does slowly (taking a link away) is waited for only by [`sweep`], two
+//! seconds at most.
 //!
 //! Called so:
 //! ```text

@@ -20,7 +20,7 @@ use crate::{Error, Result, undo};
 
 /// How long the kernel may take to remove the links of a container that has ended. Where it takes
 /// longer, another container has joined the namespace; the addresses are swept later.
-const LINKS_GO: Duration = Duration::from_millis(300);
+const LINKS_GO: Duration = Duration::from_secs(2);
 
 impl Watch {
     /// Leases addresses, makes the names lead to them, takes the ports.
