@@ -275,13 +275,8 @@ fn networks_keep_to_themselves_and_internal_ones_to_the_machine() -> Result<()> 
     let served = std::thread::spawn(move || -> Result<String> {
         let (mut stream, from) = server.accept()?;
         // What is not read when it closes would cut the answer off.
-        let mut request = [0; 1024];
-        while !request.ends_with(b"\r\n\r\n") {
-            let count = stream.read(&mut request)?;
-            if count == 0 || request[..count].ends_with(b"\r\n\r\n") {
-                break;
-            }
-        }
+        let count = stream.read(&mut [0; 1024])?;
+        anyhow::ensure!(count > 0, "it asks for nothing");
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\noutside")?;
         Ok(from.ip().to_string())
     });

@@ -1,5 +1,7 @@
 //! The table's chains: always the same, but for what depends on who turned forwarding on.
 
+use std::net::Ipv6Addr;
+
 use super::{
     BRIDGES, HOME4, HOME6, INTERNAL, MASQUERADED4, MASQUERADED6, PORTS4, PORTS6, RANGES4, RANGES6,
     SAME, interface,
@@ -9,6 +11,7 @@ use crate::nft::{
     Set, Transaction, Verdict,
 };
 use crate::port::Protocol;
+use crate::route::octets;
 
 /// `RTN_LOCAL`, the type of this host's addresses (`linux/rtnetlink.h`).
 const LOCAL: u32 = 2;
