@@ -62,7 +62,10 @@ impl Engine {
             Err(error) => return Err(error),
         };
         let known = networks_of(&record);
-        if !known.iter().any(|(name, _)| *name == network) {
+        // A command that was killed may have connected it without writing that down.
+        let found = self.touch(&id)?;
+        let is_on = self.state(&id)?.network.on(&network).is_some();
+        if !is_on && !known.iter().any(|(name, _)| *name == network) {
             return Err(Error::conflict(
                 format!("container {id} is not connected to network {network}"),
                 format!("`knarr inspect {container}` lists its networks"),
@@ -75,7 +78,7 @@ impl Engine {
         // The record first: a kill in between leaves a container that leaves at its next start.
         record.save(&record.paths.folder, record.durability())?;
         failpoint!("network.disconnecting");
-        if let Found::Running(_) = self.touch(&id)? {
+        if let (Found::Running(_), true) = (found, is_on) {
             Connection::open(&self.settings().run_dir(&id))?.disconnect(&network)?;
         }
         Ok(())
