@@ -156,6 +156,10 @@ fn run() -> Result<()> {
         "load average before: {}",
         std::fs::read_to_string("/proc/loadavg")?.trim()
     );
+    if network == Network::None {
+        // A registry would move what is started after it; daemons are to be where it is.
+        knarr_testkit::private_network()?;
+    }
     let engines = Engines::start(network)?;
     for (name, _, measure) in what.iter().filter_map(known) {
         println!("\n== {name}");
