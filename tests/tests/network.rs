@@ -215,6 +215,15 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
         (text == "range\n").then_some(text)
     });
     assert_eq!(answer, "range\n");
+    // One of them goes; the others stay.
+    knarr.ok(["network", "unpublish", "many", "9050"])?;
+    let rules = net::output(&["nft", "list", "ruleset"])?;
+    for part in ["9000-9049", "9051-9099"] {
+        let element = format!("0.0.0.0/0 . tcp . {part} : 172.17.0.2");
+        assert!(rules.contains(&element), "{rules}");
+    }
+    let again = net::output(&["sh", "-c", "busybox nc -w 2 127.0.0.1 9042 </dev/null"])?;
+    assert_eq!(again, "range\n");
     // UDP, from loopback, which becomes the gateway's address.
     let server = Netns::of(&knarr, "many")?.within(|| Ok(UdpSocket::bind("0.0.0.0:5300")?))?;
     server.set_read_timeout(Some(PATIENCE))?;
@@ -238,7 +247,7 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
             .ok(["ps", "--format", "{{.Ports}}"])?
             .split(", ")
             .count(),
-        4
+        6
     );
     // It holds the namespace, and so the address.
     drop(server);

@@ -75,6 +75,29 @@ pub struct Published {
     pub target_port: u16,
 }
 
+impl Published {
+    /// Whether a port of the container is one of them.
+    pub(crate) fn covers(&self, protocol: Protocol, port: u16) -> bool {
+        let behind = port.checked_sub(self.target_port);
+        self.protocol == protocol && behind.is_some_and(|behind| behind < self.count)
+    }
+
+    /// What is left of them without a port of the container: those before it, those behind it.
+    pub(crate) fn without(&self, port: u16) -> impl Iterator<Item = Self> {
+        let before = port.saturating_sub(self.target_port).min(self.count);
+        let skipped = before.saturating_add(1).min(self.count);
+        let part = |from: u16, count: u16| Self {
+            host_port: self.host_port.saturating_add(from),
+            target_port: self.target_port.saturating_add(from),
+            count,
+            ..*self
+        };
+        [part(0, before), part(skipped, self.count - skipped)]
+            .into_iter()
+            .filter(|part| part.count > 0)
+    }
+}
+
 /// Something to change in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -396,14 +419,17 @@ pub fn remembered(run_root: &Path, id: &ContainerId) -> Result<Vec<Published>> {
 }
 
 /// Takes ports out of the table: all of a container's but `kept`, those included that somebody who
-/// was killed at it left half-way.
+/// was killed at it left half-way. What is kept of a range that goes is put in.
 ///
 /// # Errors
 /// When a file cannot be written, or the kernel refuses; the same again goes on there.
 pub fn close(run_root: &Path, id: &ContainerId, kept: &[Published]) -> Result<Vec<Published>> {
     let note = published_folder(run_root).join(format!("{id}{GONE}"));
     let mut gone: Vec<Published> = read(&note)?.unwrap_or_default();
-    for one in remembered(run_root, id)? {
+    let known = remembered(run_root, id)?;
+    let parts = kept.iter().filter(|one| !known.contains(one));
+    let parts: Vec<Published> = parts.cloned().collect();
+    for one in known {
         if !kept.contains(&one) && !gone.contains(&one) {
             gone.push(one);
         }
@@ -421,6 +447,9 @@ pub fn close(run_root: &Path, id: &ContainerId, kept: &[Published]) -> Result<Ve
     }
     failpoint!("net.unpublishing");
     change(run_root, &Change::Unpublish(gone.clone()))?;
+    if !parts.is_empty() {
+        change(run_root, &Change::Publish(parts))?;
+    }
     failpoint!("net.unpublished");
     knarr_fs::remove_file(&note)?;
     Ok(gone)

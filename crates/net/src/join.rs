@@ -307,11 +307,17 @@ impl Membership {
         published.retain(|one| {
             let mut addresses = attached.endpoints.iter().flat_map(Joint::addresses);
             addresses.any(|address| address == one.target)
-                && attached.ports.iter().any(|bound| covers(one, bound))
+                && attached
+                    .ports
+                    .iter()
+                    .any(|bound| one.covers(bound.protocol, bound.port))
         });
-        attached
-            .ports
-            .retain(|bound| bound.host.is_ipv6() || published.iter().any(|one| covers(one, bound)));
+        attached.ports.retain(|bound| {
+            bound.host.is_ipv6()
+                || published
+                    .iter()
+                    .any(|one| one.covers(bound.protocol, bound.port))
+        });
         conntrack::forget(&firewall::close(run_root, id, &published)?);
         for network in noted.iter().filter(|name| attached.on(name).is_none()) {
             leave_behind(run_root, id, network, namespace.as_ref())?;
@@ -445,7 +451,9 @@ impl Membership {
         };
         let joint = self.attached.endpoints[index].clone();
         let addresses: Vec<IpAddr> = joint.addresses().collect();
-        self.close_ports(|published| addresses.contains(&published.target))?;
+        let kept = self.published.iter();
+        let kept = kept.filter(|published| !addresses.contains(&published.target));
+        self.close_ports_but(kept.cloned().collect())?;
         for address in &addresses {
             lease::remove_names(&self.run_root, network, &self.id, &joint.names, *address)?;
         }
@@ -502,12 +510,6 @@ impl Membership {
     /// # Errors
     /// When none is published, or the kernel refuses.
     pub fn unpublish(&mut self, port: Option<(u16, port::Protocol)>) -> Result<()> {
-        let matches = |published: &Published| {
-            port.is_none_or(|(number, protocol)| {
-                let end = published.target_port.saturating_add(published.count - 1);
-                published.protocol == protocol && (published.target_port..=end).contains(&number)
-            })
-        };
         let bound = |bound: &port::Bound| {
             port.is_none_or(|(number, protocol)| bound.port == number && bound.protocol == protocol)
         };
@@ -520,22 +522,35 @@ impl Membership {
                 None => format!("container {} publishes no port", self.id.short()),
             }));
         }
-        self.close_ports(matches)?;
+        let kept = match port {
+            Some((number, protocol)) => {
+                let all = self.published.iter();
+                all.flat_map(|one| match one.covers(protocol, number) {
+                    true => one.without(number).collect(),
+                    false => vec![one.clone()],
+                })
+                .collect()
+            }
+            None => Vec::new(),
+        };
+        self.close_ports_but(kept)?;
         self.held.retain(|held| !bound(&held.bound));
         self.attached.ports.retain(|one| !bound(one));
         Ok(())
     }
 
-    /// Takes ports out of the firewall; a range goes as a whole.
-    fn close_ports(&mut self, which: impl Fn(&Published) -> bool) -> Result<()> {
-        self.published.retain(|one| !which(one));
+    /// Takes all ports but these out of the firewall.
+    fn close_ports_but(&mut self, kept: Vec<Published>) -> Result<()> {
+        self.published = kept;
         let gone = firewall::close(&self.run_root, &self.id, &self.published)?;
         conntrack::forget(&gone);
-        self.held
-            .retain(|held| !gone.iter().any(|one| covers(one, &held.bound)));
-        self.attached
-            .ports
-            .retain(|bound| !gone.iter().any(|one| covers(one, bound)));
+        let within = |all: &[Published], bound: &port::Bound| {
+            let mut all = all.iter();
+            all.any(|one| one.covers(bound.protocol, bound.port))
+        };
+        let stays = |bound: &port::Bound| !within(&gone, bound) || within(&self.published, bound);
+        self.held.retain(|held| stays(&held.bound));
+        self.attached.ports.retain(stays);
         Ok(())
     }
 
@@ -547,7 +562,7 @@ impl Membership {
     pub fn leave(&mut self) -> Result<()> {
         self.responder = None;
         self.namespace = None;
-        let closed = self.close_ports(|_| true);
+        let closed = self.close_ports_but(Vec::new());
         self.held.clear();
         self.attached.ports.clear();
         let mut named = Ok(());
@@ -617,12 +632,6 @@ impl Membership {
             .map_err(knarr_fs::Error::of_io("write", "write", &hosts.path))?;
         Ok(())
     }
-}
-
-/// Whether a bound port is one of those that the firewall translates.
-fn covers(published: &Published, bound: &port::Bound) -> bool {
-    let last = published.target_port.saturating_add(published.count - 1);
-    published.protocol == bound.protocol && (published.target_port..=last).contains(&bound.port)
 }
 
 /// Takes away what somebody who was killed at it has left of a live container on a network.
