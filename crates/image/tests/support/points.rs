@@ -45,6 +45,8 @@ pub(crate) const REMOVE: [&str; 6] = [
     "image.layer-removed",
     "image.blob-removed",
 ];
+/// `whole.rs`: of an index, besides those of its images.
+const REMOVE_INDEX: [&str; 1] = ["image.part-hidden"];
 /// `kill.rs`.
 pub(crate) const COLLECT: [&str; 3] = [
     "image.collecting",
@@ -58,6 +60,15 @@ const PUSH: [&str; 1] = ["push.begun"];
 /// Of a start: `tests/tests/kill_matrix.rs`.
 const START: [&str; 3] = ["layer.mounted", "layer.upper", "layer.unpacked"];
 
-pub(crate) const ALL: [&[&str]; 9] = [
-    &LOAD, &PULL, &COMMIT, &IMPORT, &REMOVE, &COLLECT, &CHECK, &PUSH, &START,
+pub(crate) const ALL: [&[&str]; 10] = [
+    &LOAD,
+    &PULL,
+    &COMMIT,
+    &IMPORT,
+    &REMOVE,
+    &REMOVE_INDEX,
+    &COLLECT,
+    &CHECK,
+    &PUSH,
+    &START,
 ];
