@@ -451,7 +451,7 @@ fn user_namespaces_keep_root_from_being_root() -> Result<()> {
         "busybox",
         "sh",
         "-c",
-        "echo x > /file; sleep 60",
+        "[ -e /file ] || echo x > /file; sleep 60",
     ])?;
     assert_eq!(knarr.ok(["exec", "mapped", "id", "-u"])?, "0");
     let pid = knarr.ok(["inspect", "-f", "{{.State.Pid}}", "mapped"])?;

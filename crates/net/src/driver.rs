@@ -60,7 +60,7 @@ struct BridgeDriver;
 impl Driver for BridgeDriver {
     fn connect(&self, wanted: &Wanted<'_>, joint: &mut Joint) -> Result<()> {
         let socket = Socket::route()?;
-        let bridge = host::ensure_bridge(&socket, wanted.run_root, wanted.network)?;
+        let bridge = host::ensure_bridge(&socket, wanted.run_root, wanted.network, wanted.id)?;
         let prefix = lease::link_prefix(&wanted.network.name, wanted.id);
         for digit in 0..16 {
             joint.link = format!("{prefix}{digit:x}");

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use knarr_fs::{Durability, failpoint};
+use knarr_spec::ContainerId;
 
 use crate::firewall::{self, Bridge, Change};
 use crate::lease;
@@ -54,8 +55,14 @@ pub fn firewall_sees_bridged() -> bool {
     crate::driver::bridges_call_firewall()
 }
 
-/// The network's bridge, made where it is not there yet. Gives its index.
-pub(crate) fn ensure_bridge(socket: &Socket, run_root: &Path, network: &Network) -> Result<u32> {
+/// The network's bridge, made where it is not there yet, for a container that has an address of
+/// the network's: a network that was removed meanwhile does not come back. Gives the bridge's index.
+pub(crate) fn ensure_bridge(
+    socket: &Socket,
+    run_root: &Path,
+    network: &Network,
+    id: &ContainerId,
+) -> Result<u32> {
     let mark = mark(run_root, network);
     let note = lease::folder(run_root, &network.name).join("bridge.json");
     let ready = |link: &Link| link.up && link.alias == mark && note.exists();
@@ -65,6 +72,18 @@ pub(crate) fn ensure_bridge(socket: &Socket, run_root: &Path, network: &Network)
     let _alone = lease::lock(run_root, &network.name)?;
     if let Some(link) = socket.link(&network.interface)?.filter(ready) {
         return Ok(link.index);
+    }
+    let leased = lease::holders(run_root, &network.name)?;
+    if !leased.iter().any(|(_, holder)| holder == id) {
+        if leased.is_empty() && !note.exists() {
+            // Of the folder there was only what the lock has made.
+            knarr_fs::remove_tree(&lease::folder(run_root, &network.name))?;
+        }
+        return Err(Error::invalid(format!(
+            "network {} was removed while container {} was starting",
+            network.name,
+            id.short()
+        )));
     }
     make_bridge(socket, run_root, network, &mark)
 }
