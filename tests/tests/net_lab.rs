@@ -84,10 +84,21 @@ fn resolves(name: &str) -> Result<bool> {
     query.extend(name.bytes());
     query.extend([0, 0, 1, 0, 1]);
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.send_to(&query, "127.0.0.11:53")?;
+    // As resolvers do: what is lost is asked again.
+    const ATTEMPTS: u32 = 6;
+    socket.set_read_timeout(Some(PATIENCE / ATTEMPTS))?;
     let mut answer = [0; 512];
-    let length = socket.recv(&mut answer)?;
+    let mut length = 0;
+    for _ in 0..ATTEMPTS {
+        socket.send_to(&query, "127.0.0.11:53")?;
+        match socket.recv(&mut answer) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            received => {
+                length = received?;
+                break;
+            }
+        }
+    }
     ensure!(length > 12 && answer[..2] == [7, 7], "no answer to {name}");
     Ok(answer[3] & 15 == 0 && answer[7] > 0)
 }

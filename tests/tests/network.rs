@@ -247,7 +247,9 @@ fn a_range_of_ports_is_one_element() -> Result<()> {
             .ok(["ps", "--format", "{{.Ports}}"])?
             .split(", ")
             .count(),
-        6
+        7,
+        "{}",
+        knarr.ok(["ps", "--format", "{{.Ports}}"])?
     );
     // It holds the namespace, and so the address.
     drop(server);

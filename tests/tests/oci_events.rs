@@ -62,7 +62,7 @@ fn statistics_have_the_fields_that_runc_prints() {
         path.starts_with(".cpu.throttling.")
             || path.starts_with(".blkio.")
             || path.starts_with(".hugetlb.")
-            || path == ".memory.usage.max"
+            || [".memory.usage.max", ".memory.cache"].contains(&path)
             || path.contains(".psi.")
     };
     let shown = |found: &BTreeMap<String, Value>| -> Vec<String> {

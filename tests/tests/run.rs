@@ -48,11 +48,8 @@ fn the_container_has_its_own_view_of_the_machine() -> Result<()> {
     let knarr = Knarr::with_busybox()?;
     assert_eq!(sh(&knarr, &[], "echo $$")?, "1");
     assert_eq!(sh(&knarr, &["-h", "here"], "hostname")?, "here");
-    // The shell, and the two programs of the pipe: nobody else's processes.
-    assert_eq!(
-        sh(&knarr, &[], "ls -d /proc/[0-9]* | wc -l")?.parse::<u32>()?,
-        3
-    );
+    // The shell, which expands this itself: nobody else's processes.
+    assert_eq!(sh(&knarr, &[], "echo /proc/[0-9]*")?, "/proc/1");
     assert_eq!(
         sh(&knarr, &["--network", "none"], "ls /sys/class/net")?,
         "lo"
